@@ -1,0 +1,97 @@
+"""What a person sees: progress bars on a terminal, plain lines elsewhere. Reports go to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+PLAIN_EVERY = 5.0  # seconds between two lines of a stage where there is no terminal
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1h02m', 95 -> '1m35s', 4.2 -> '4.2s'."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+class Reporter:
+    """Says what goes on: one line a stage's start and end, one bar (or a line now and then) while it works."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.live = self.console.is_terminal and not quiet
+
+    def say(self, text: str, style: str = "") -> None:
+        if not self.quiet:
+            self.console.print(escape(text), style=style)
+            sys.stderr.flush()
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}", style="yellow")
+
+    @contextmanager
+    def bar(self, stage: str, total: int | None, start: int = 0, unit: str = "") -> Iterator[Bar]:
+        """A progress bar for one stage; `total` None = unknown."""
+        if not self.live:
+            yield Bar(self, stage, total, start, unit)
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
+            task = progress.add_task(stage, total=total, completed=start, note="")
+            yield Bar(
+                self, stage, total, start, unit, lambda done, note: progress.update(task, completed=done, note=note)
+            )
+
+
+class Bar:
+    """Handle of one running bar: `update(done, note)`."""
+
+    def __init__(self, reporter: Reporter, stage: str, total: int | None, start: int, unit: str, draw=None) -> None:  # type: ignore[no-untyped-def]
+        self.reporter, self.stage, self.total, self.start, self.unit, self.draw = (
+            reporter,
+            stage,
+            total,
+            start,
+            unit,
+            draw,
+        )
+        self.begun = self.said = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        rest = ""
+        if self.total and done > self.start:
+            rest = f"ETA {duration((now - self.begun) / (done - self.start) * (self.total - done))}"
+        if self.draw is not None:
+            self.draw(done, f"{escape(note)}  {rest}".strip())
+        elif now - self.said >= PLAIN_EVERY or done == self.total:
+            self.said = now
+            of = f"/{self.total}" if self.total else ""
+            unit = f" {self.unit}" if self.unit else ""
+            self.reporter.say(f"[{self.stage}] {done}{of}{unit}  {note}  {rest}".rstrip())

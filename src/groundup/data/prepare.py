@@ -1,0 +1,159 @@
+"""From documents to shards: exact dedup, split by document hash, encode, write. Memory stays bounded.
+
+(A 16-byte hash of every document is kept while it runs: about 100 MB a million documents.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from groundup.data.read import Document, name_of, read_sources
+from groundup.data.shard import ShardWriter, write_shard
+from groundup.errors import UserError
+from groundup.recipe.schema import DataSection
+
+_BATCH_DOCUMENTS = 512
+_BATCH_CHARACTERS = 1 << 21
+
+
+class Encoder(Protocol):
+    """What prepare needs of a tokenizer."""
+
+    bos: int
+    eos: int
+    vocab_size: int
+
+    @property
+    def hash(self) -> str: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+
+def place(text: str) -> tuple[bytes, float]:
+    """(16-byte hash of the text, where that lies in [0, 1)). The second decides train or validation.
+
+    It depends on the text alone: a document stays on its side whatever is read before it, whatever the seed,
+    and a copy can never be on the other side.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return digest, int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def prepare_data(
+    section: DataSection,
+    tokenizer: Encoder,
+    out: Path | str,
+    seed: int,
+    base: Path | str = ".",
+    on_progress: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Read, deduplicate, split and encode the sources into out/train.bin and out/validation.bin.
+
+    Each document becomes [bos] + its ids + [eos]. The files appear at the very end, whole.
+    on_progress(documents, tokens) is called after each batch.
+
+    Returns metrics: documents, duplicates, empty, train_documents, validation_documents, bytes (raw UTF-8 text),
+    tokens, train_tokens, validation_tokens, bytes_per_token (bos and eos not counted), and sources (one
+    {source, documents, bytes} each).
+    Errors: UserError when the sources hold no text, or when one side of the split would be empty.
+    """
+    out = Path(out)
+    counts: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    raw: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    lowest = 1.0  # place met, for the advice in an error
+
+    def wanted() -> Iterator[tuple[Document, bool]]:
+        nonlocal lowest
+        for document in read_sources(section.sources, seed, base, on_warning, counts):
+            digest, where = place(document.text)
+            if section.deduplicate:
+                if digest in seen:
+                    counts["duplicates"] += 1
+                    continue
+                seen.add(digest)
+            lowest = min(lowest, where)
+            yield document, where < section.validation
+
+    vocab_size, made_with = tokenizer.vocab_size, tokenizer.hash
+    with (
+        write_shard(out / "train.bin", vocab_size=vocab_size, tokenizer_hash=made_with) as train,
+        write_shard(out / "validation.bin", vocab_size=vocab_size, tokenizer_hash=made_with) as validation,
+    ):
+        for batch in _batches(wanted()):
+            encoded = tokenizer.encode_batch([document.text for document, _ in batch])
+            for (document, held_out), ids in zip(batch, encoded, strict=True):
+                size = len(document.text.encode())
+                writer = validation if held_out else train
+                writer.add([tokenizer.bos, *ids, tokenizer.eos], document.id, size)
+                kept[document.source] += 1
+                raw[document.source] += size
+            if on_progress:
+                on_progress(sum(kept.values()), train.n_tokens + validation.n_tokens)
+        _check_sides(section, train, validation, lowest, counts)
+
+    documents = train.n_documents + validation.n_documents
+    tokens = train.n_tokens + validation.n_tokens
+    total = sum(raw.values())
+    return {
+        "documents": documents,
+        "duplicates": counts["duplicates"],
+        "empty": counts["empty"],
+        "train_documents": train.n_documents,
+        "validation_documents": validation.n_documents,
+        "bytes": total,
+        "tokens": tokens,
+        "train_tokens": train.n_tokens,
+        "validation_tokens": validation.n_tokens,
+        "bytes_per_token": round(total / max(tokens - 2 * documents, 1), 4),
+        "sources": [{"source": name, "documents": kept[name], "bytes": raw[name]} for name in kept],
+    }
+
+
+def _batches(documents: Iterator[tuple[Document, bool]]) -> Iterator[list[tuple[Document, bool]]]:
+    """Enough documents at once to keep the tokenizer's threads busy, not so many that memory suffers."""
+    batch: list[tuple[Document, bool]] = []
+    characters = 0
+    for item in documents:
+        batch.append(item)
+        characters += len(item[0].text)
+        if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _check_sides(
+    section: DataSection, train: ShardWriter, validation: ShardWriter, lowest: float, counts: Counter[str]
+) -> None:
+    documents = train.n_documents + validation.n_documents
+    if documents == 0:
+        names = ", ".join(name_of(source) for source in section.sources)
+        raise UserError(
+            f"the corpus is empty: {names} gave no text ({counts['empty']:,} empty documents). "
+            "Check data.sources and text_field"
+        )
+    if documents == 1:
+        raise UserError(
+            "the corpus is a single document, so nothing can be held out: add text to data.sources "
+            "(plain text is split at blank lines only past 100,000 characters; .jsonl holds a document a line)"
+        )
+    if validation.n_documents == 0:
+        need = lowest * 1.05 + 0.001
+        advice = f"raise data.validation to {need:.3f}, or " if need < 0.5 else ""
+        raise UserError(
+            f"none of the {documents:,} documents falls into the held-out share of {section.validation:g} "
+            f"(data.validation): {advice}add documents"
+        )
+    if train.n_documents == 0:
+        raise UserError(
+            f"all {documents:,} documents fall into the held-out share of {section.validation:g} "
+            f"(data.validation): lower it or add documents"
+        )

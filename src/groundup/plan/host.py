@@ -1,0 +1,77 @@
+"""This machine: what it has, and how fast its matrix units really are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Host:
+    """What decides the `auto` values. Nothing measured: the same machine always gives the same answers."""
+
+    device: str  # cpu | cuda
+    cores: int  # that this process may use
+    memory: int  # bytes, of the device
+    fast_bf16: bool
+    compiler: bool
+
+
+def this_host(device: str = "auto") -> Host:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Host(device, cores, _memory(device), has_fast_bf16(device), can_compile(device))
+
+
+def _memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 8 << 30
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether bf16 matmuls are faster than fp32 ones here: the CPU's AVX512-BF16 or AMX units, or the GPU's."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = f.read()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def can_compile(device: str) -> bool:
+    """torch.compile on a CPU needs a C++ compiler; Triton brings its own for a GPU."""
+    return device == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
+
+
+def matmul_rate(device: str, precision: str, shape: tuple[int, int, int], seconds: float = 0.3) -> float:
+    """FLOP/s of an (m, k) x (k, n) product at `precision`: the median of repeated runs over `seconds`."""
+    m, k, n = shape
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times) < 5:
+        start = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2.0 * m * k * n / statistics.median(times[1:])
+
+
+def peak_flops(device: str, precision: str) -> float:
+    """The best rate over a few large square shapes: the peak that MFU is a share of, measured on THIS device."""
+    sizes = (4096, 8192) if device == "cuda" else (1024, 2048)
+    return max(matmul_rate(device, precision, (n, n, n)) for n in sizes)

@@ -1,0 +1,183 @@
+"""`auto` -> an explicit value, with the reason and the source beside it. Resolved once; nothing downstream guesses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from groundup.errors import UserError, problems
+from groundup.model.config import ModelConfig, check_heads
+from groundup.model.count import count
+from groundup.plan.host import Host
+from groundup.recipe.load import parse_recipe
+from groundup.recipe.schema import Recipe
+
+TOKENS_PER_PARAMETER = 20
+CPU_TOKENS_PER_FORWARD = 16_384
+GPU_TOKENS_PER_FORWARD = 32_768
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One `auto` that became a value."""
+
+    key: str
+    value: Any
+    reason: str
+    source: str
+
+
+def resolve(recipe: Recipe, host: Host, char_vocab: int | None = None) -> tuple[Recipe, list[Resolved]]:
+    """Every `auto` in the recipe made explicit; a pure function of (recipe, host, char_vocab).
+
+    char_vocab: characters in the corpus + byte fallback + specials; needed for tokenizer.kind: char.
+    Raises UserError listing all impossible dimensions, with the nearest valid ones.
+    """
+    tree: dict[str, Any] = recipe.model_dump(mode="json")
+    notes: list[Resolved] = []
+
+    def put(key: str, value: Any, reason: str, source: str) -> None:
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node[part]
+        if node[last] == "auto":
+            node[last] = value
+            notes.append(Resolved(key, value, reason, source))
+
+    put("device", host.device, "a GPU is used when there is one", "this machine")
+    put("threads", host.cores, "one thread a core that this process may use", "this machine")
+    if recipe.tokenizer.kind == "char":
+        put("tokenizer.vocab_size", char_vocab, "characters of the corpus + 256 fallback bytes + 6 specials", "counted")
+    else:
+        put("tokenizer.vocab_size", *_vocab(recipe))
+    _shape(tree, recipe, put)
+    config = model_config(parse_recipe(_with_placeholders(tree), "recipe"))
+    problems("model", config.problems())
+    for stage in ("pretrain", "sft", "dpo", "grpo"):
+        if tree.get(stage) is not None:
+            _training(tree, stage, config, host, put)
+    return parse_recipe(tree, "resolved recipe"), notes
+
+
+def model_config(recipe: Recipe) -> ModelConfig:
+    """The ModelConfig of a recipe whose dimensions are resolved."""
+    section = recipe.model.model_dump(exclude={"params"})
+    return ModelConfig(vocab_size=int(recipe.tokenizer.vocab_size), **section)
+
+
+def _with_placeholders(tree: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in tree.items() if v is not None}
+
+
+def _vocab(recipe: Recipe) -> tuple[int, str, str]:
+    target = recipe.model.params
+    if target is None:
+        return 4096, "no size given: enough for one language", "default, not tuned"
+    vocab = 2 ** round(math.log2(max(512, min(50_000, 1.3 * target**0.5))))
+    return (
+        vocab,
+        "about sqrt(parameters): larger models carry larger vocabularies",
+        "default, not tuned; cf. 2407.13623",
+    )
+
+
+def _shape(tree: dict[str, Any], recipe: Recipe, put: Any) -> None:
+    m = tree["model"]
+    if m["d_model"] == "auto" or m["n_layers"] == "auto":
+        if recipe.model.params is None:
+            raise UserError("model: give params (a size such as 1M), or d_model and n_layers")
+        width, layers = _fit(tree, recipe.model.params)
+        put("model.d_model", width, f"nearest to {recipe.model.params:,} parameters at a sound aspect ratio", "search")
+        put(
+            "model.n_layers", layers, f"nearest to {recipe.model.params:,} parameters at a sound aspect ratio", "search"
+        )
+    d = m["d_model"]
+    if m["n_heads"] == "auto":
+        head = m["head_dim"] if m["head_dim"] != "auto" else _head_dim(d)
+        put("model.n_heads", max(1, d // head), f"heads of {head}", "2305.13245 uses 64-128; small widths need less")
+    if m["head_dim"] == "auto":
+        problems("model", check_heads(d, m["n_heads"]))
+        put("model.head_dim", d // m["n_heads"], "d_model / n_heads", "1706.03762")
+    put("model.n_kv_heads", m["n_heads"], "as many as query heads: the cache is small at this size", "1706.03762")
+    put("model.d_ff", d_ff(d, m["mlp"]), "8/3 d_model, in 32s" if m["mlp"] == "swiglu" else "4 d_model", "2002.05202")
+
+
+def _head_dim(d_model: int) -> int:
+    return 32 if d_model < 384 else 64 if d_model < 2048 else 128
+
+
+def d_ff(d_model: int, mlp: str) -> int:
+    """Hidden width with the parameters of a 4 d_model GELU layer (Shazeer 2020: 2/3 for the gated forms)."""
+    return 4 * d_model if mlp == "gelu" else math.ceil(8 * d_model / 3 / 32) * 32
+
+
+def _fit(tree: dict[str, Any], target: int) -> tuple[int, int]:
+    """(d_model, n_layers) nearest to `target` parameters; wider models are given more layers more slowly."""
+    m = tree["model"]
+    widths = [m["d_model"]] if m["d_model"] != "auto" else [*range(32, 512, 32), *range(512, 16385, 128)]
+    layers = [m["n_layers"]] if m["n_layers"] != "auto" else range(1, 129)
+    best, best_cost = (widths[0], layers[0]), math.inf
+    for d in widths:
+        heads = m["n_heads"] if m["n_heads"] != "auto" else max(1, d // _head_dim(d))
+        if d % heads:
+            continue
+        ratio = min(128.0, max(24.0, 16 * math.log2(d) - 80))  # 32 at 128, 73 at 768, 96 at 2048: GPT-2 to Llama
+        for n in layers:
+            config = ModelConfig(
+                vocab_size=tree["tokenizer"]["vocab_size"],
+                d_model=d,
+                n_layers=n,
+                n_heads=heads,
+                n_kv_heads=heads,
+                head_dim=d // heads,
+                d_ff=d_ff(d, m["mlp"]) if m["d_ff"] == "auto" else m["d_ff"],
+                context=m["context"],
+                norm=m["norm"],
+                position=m["position"],
+                mlp=m["mlp"],
+                qk_norm=m["qk_norm"],
+                tied=m["tied"],
+                bias=m["bias"],
+            )
+            total = count(config)["total"]
+            cost = abs(math.log(total / target)) + 0.1 * abs(math.log(d / n / ratio))
+            if cost < best_cost:
+                best, best_cost = (d, n), cost
+            if total > 2 * target:
+                break
+    return best
+
+
+def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host, put: Any) -> None:
+    s = tree[stage]
+    n = count(config)["total"]
+    pretraining = stage == "pretrain"
+    per_step = s["batch_size"] * config.context
+    steps = max(1, round(TOKENS_PER_PARAMETER * n / per_step))
+    if pretraining:
+        put("pretrain.steps", steps, f"{TOKENS_PER_PARAMETER} tokens a parameter", "2203.15556 (Chinchilla)")
+    else:
+        put(f"{stage}.steps", {"sft": 400, "dpo": 100, "grpo": 100}[stage], "a short stage", "default, not tuned")
+    budget = CPU_TOKENS_PER_FORWARD if host.device == "cpu" else GPU_TOKENS_PER_FORWARD
+    rows = s["batch_size"] * s.get("group_size", 1)
+    fits = max(1, min(rows, budget // config.context // (2 if stage == "dpo" else 1)))
+    put(f"{stage}.micro_batch_size", fits, f"at most {budget:,} tokens in one forward pass", "default, not tuned")
+    # OLMo's ladder fit, for AdamW; Muon's rate does not depend on width once its update is orthogonal.
+    peak = 0.0047 * (n / 108e6) ** (-1 / 3) / 2
+    share = {"pretrain": 1.0, "sft": 0.3, "dpo": 0.02, "grpo": 0.05}[stage]
+    rate, source = float(f"{min(peak, 0.006) * share:.2g}"), "OLMo ladder: 0.0047 (N/108M)^(-1/3) / 2, at most 0.006"
+    put(f"{stage}.learning_rate", rate, "from size" if pretraining else f"{share} of pretraining's", source)
+    put(
+        f"{stage}.muon_learning_rate",
+        float(f"{0.02 * share:.2g}"),
+        "Muon's published rate" if pretraining else f"{share} of pretraining's",
+        "Jordan et al. 2024; share not tuned",
+    )
+    precision = "bf16" if host.fast_bf16 else "fp32"
+    put(f"{stage}.precision", precision, "bf16 where the hardware has it, else fp32", "this machine")
+    work = 6.0 * n * per_step * float(s["steps"])
+    pays = host.compiler and stage in ("pretrain", "sft") and work > 2e13
+    reason = "pays for itself on a run this long" if pays else "would cost more time than it saves, or no compiler"
+    put(f"{stage}.compile", bool(pays), reason, "about 20 s to compile on a CPU, measured")

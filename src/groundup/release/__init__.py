@@ -1,0 +1,1 @@
+"""What leaves a run: the model card, filled from the records alone."""

@@ -1,0 +1,1 @@
+"""The stages, one module each: they glue rooms together and leave the deciding to them."""

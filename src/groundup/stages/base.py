@@ -1,0 +1,136 @@
+"""What a stage is, and what it is given."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundup.console import Reporter
+from groundup.data import files
+from groundup.errors import UserError, problems
+from groundup.model.storage import load_config, load_model
+from groundup.model.transformer import Transformer
+from groundup.plan.host import Host
+from groundup.plan.resolve import Resolved
+from groundup.recipe.schema import Recipe, Source, TaskSource
+from groundup.record.rundir import RunDir
+from groundup.tokenizer.tokenizer import Tokenizer
+
+MODEL_STAGES = ("pretrain", "sft", "dpo", "grpo")
+
+
+@dataclass
+class Context:
+    """Everything a stage may use. `recipe` is resolved: no `auto` is left in it."""
+
+    recipe: Recipe
+    run: RunDir
+    base: Path  # folder of the recipe file; relative paths are tried there too
+    host: Host
+    reporter: Reporter
+    notes: list[Resolved]
+    allow_measure: bool = True
+    warnings: list[str] = field(default_factory=list)  # of the stage that runs now
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.reporter.warn(text)
+
+    def folder(self, stage: str) -> Path:
+        return self.run.stage(stage)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.folder("tokenizer"))
+
+    def seed(self, stage: str) -> int:
+        """A seed of its own for each stage, from the recipe's."""
+        return self.recipe.seed + 1000 * (1 + MODEL_STAGES.index(stage) if stage in MODEL_STAGES else 0)
+
+    def load(self, stage: str, tokenizer: Tokenizer) -> Transformer:
+        """The model that a stage made; refuses one that was made with another tokenizer or chat template."""
+        return checked_model(self.folder(stage) / "model", tokenizer).to(self.recipe.device)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the pipeline's table of contents."""
+
+    name: str
+    reads: Callable[[Context], dict[str, Any]]  # the recipe's sections (and outside files) that decide the result
+    inputs: tuple[str, ...]  # stages whose results it uses
+    run: Callable[[Context, str], dict[str, Any]]  # (context, key) -> metrics for the record
+    version: int = 1  # raised by hand when the same recipe would give another result
+
+
+def checked_model(folder: Path, tokenizer: Tokenizer) -> Transformer:
+    """Load a model folder and hold its tokenizer and template hashes against the tokenizer in use."""
+    _, extra = load_config(folder)
+    found = []
+    if extra.get("tokenizer_hash") != tokenizer.hash:
+        found.append("it was trained with another tokenizer: its ids mean other text")
+    if extra.get("template_hash") != tokenizer.template_hash:
+        found.append("it was trained with another chat template: answers would silently be worse")
+    problems(f"{folder}", found)
+    return load_model(folder)
+
+
+def hashes(tokenizer: Tokenizer) -> dict[str, str]:
+    return {"tokenizer_hash": tokenizer.hash, "template_hash": tokenizer.template_hash}
+
+
+def sources_read(sources: Iterable[Source], base: Path, endings: tuple[str, ...] = files.TEXT) -> list[Any]:
+    """Sources with a fingerprint (size and time) of each local file, so that a changed corpus is a changed stage.
+
+    Raises UserError naming every path that is not there.
+    """
+    out: list[Any] = []
+    missing: list[str] = []
+    for source in sources:
+        entry: dict[str, Any] = {"source": source.model_dump(mode="json")}
+        if source.path is not None:
+            found, complaints = files.find(source.path, base, endings)
+            missing += complaints
+            entry["files"] = [_fingerprint(name, path) for name, path in found]
+        elif source.builtin == "python":
+            entry["python"] = platform.python_version()
+        out.append(entry)
+    problems("data", missing)
+    return out
+
+
+def tasks_read(tasks: Iterable[str | TaskSource]) -> list[Any]:
+    """Evaluation tasks with a fingerprint of each local file."""
+    out: list[Any] = []
+    for task in tasks:
+        if isinstance(task, str):
+            out.append(task)
+            continue
+        path = Path(os.path.expandvars(task.path))
+        out.append([task.model_dump(mode="json"), _fingerprint(task.path, path) if path.is_file() else None])
+    return out
+
+
+def _fingerprint(name: str, path: Path) -> list[Any]:
+    stat = path.stat()
+    return [name, stat.st_size, stat.st_mtime_ns]
+
+
+def use_threads(recipe: Recipe) -> None:
+    torch.set_num_threads(int(recipe.threads))
+
+
+def made_models(run: RunDir) -> dict[str, Path]:
+    """Display name -> model folder of every model stage that is done; 'base' is what pretrain made."""
+    out = {}
+    for stage in MODEL_STAGES:
+        if run.read_stage(stage, "size") is not None:
+            out["base" if stage == "pretrain" else stage] = run.stage(stage) / "model"
+    if not out:
+        raise UserError(f"{run.path}: no model yet: `groundup run` makes one")
+    return out

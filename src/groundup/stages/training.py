@@ -1,0 +1,238 @@
+"""pretrain, sft, dpo, grpo: four objectives and four batch sources for the one loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from groundup.data.load import PackedBatches
+from groundup.data.shard import Shard
+from groundup.evaluate.bpb import bits_per_byte
+from groundup.infer.engine import Engine
+from groundup.infer.sample import SamplingParams
+from groundup.model.init import init_weights
+from groundup.model.storage import save_model
+from groundup.model.transformer import Transformer
+from groundup.plan.resolve import model_config
+from groundup.recipe.schema import TrainSection
+from groundup.record.files import atomic_write, read_json
+from groundup.stages.base import Context, hashes
+from groundup.tokenizer.chat import render_many
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train.loop import Job, train
+from groundup.train.objective import BatchSource, Objective, language_modelling
+from groundup.tune import formats
+from groundup.tune.dpo import DpoObjective, PairBatches, render_pairs, sample_pairs
+from groundup.tune.formats import Pair
+from groundup.tune.grpo import GrpoObjective, Rollouts, held_out_accuracy
+from groundup.tune.pack import PackedChats
+from groundup.tune.validate import pair_metrics, validation_loss
+
+VALIDATION_BYTES = 100_000  # scored at each validation while training; the evaluate stage scores more
+HELD_OUT = 0.02  # share of conversations, pairs and problems that only validate
+MOST_HELD_OUT = 256
+
+T = TypeVar("T")
+
+
+def pretrain(ctx: Context, key: str) -> dict[str, Any]:
+    """Next-token prediction over packed documents."""
+    recipe, section, tokenizer = ctx.recipe, ctx.recipe.pretrain, ctx.tokenizer()
+    shard = Shard(ctx.folder("data") / "train.bin", tokenizer.hash)
+    shard.verify()
+    validation = Shard(ctx.folder("data") / "validation.bin", tokenizer.hash)
+    model = init_weights(Transformer(model_config(recipe)), ctx.seed("pretrain"))
+    source = PackedBatches(
+        shard, recipe.model.context, section.batch_size, int(section.micro_batch_size), ctx.seed("pretrain")
+    )
+
+    def validate() -> dict[str, float]:
+        found = bits_per_byte(model, tokenizer, validation, VALIDATION_BYTES, recipe.seed)
+        nats = found["value"] * math.log(2) * found["bytes"] / found["tokens"]
+        return {"bits_per_byte": found["value"], "validation_loss": nats}
+
+    def sample(step: int) -> None:
+        _write_samples(ctx.folder("pretrain") / "samples.jsonl", model, tokenizer, section.sample_prompts, step)
+
+    metrics = _run(ctx, "pretrain", key, section, model, tokenizer, language_modelling, source, validate, sample)
+    return {**metrics, "epochs": round(source.epoch(int(section.steps)), 3)}
+
+
+def sft(ctx: Context, key: str) -> dict[str, Any]:
+    """Supervised fine-tuning: conversations, answers only are scored, packed without leakage."""
+    section, tokenizer = ctx.recipe.sft, ctx.tokenizer()
+    assert section is not None
+    model = ctx.load("pretrain", tokenizer)
+    chats = formats.conversations(section.sources, ctx.seed("sft"), ctx.base)
+    held, rest = hold_out(chats, lambda chat: json.dumps(chat))
+    source = PackedChats(
+        render_many(tokenizer, rest),
+        ctx.recipe.model.context,
+        section.batch_size,
+        int(section.micro_batch_size),
+        tokenizer.eos,
+        ctx.seed("sft"),
+    )
+    if source.too_long:
+        ctx.warn(f"sft: {source.too_long} conversations longer than the context were left out (not cut)")
+    check = PackedChats(render_many(tokenizer, held), ctx.recipe.model.context, 8, 8, tokenizer.eos, 0)
+    batches = [check.batch(check.rows[i : i + 8]) for i in range(0, len(check.rows), 8)]
+    metrics = _run(
+        ctx,
+        "sft",
+        key,
+        section,
+        model,
+        tokenizer,
+        language_modelling,
+        source,
+        lambda: {"validation_loss": validation_loss(model, batches)},
+    )
+    return {
+        **metrics,
+        "conversations": len(rest),
+        "left_out": source.too_long,
+        "padding": round(source.padding, 4),
+        "epochs": round(int(section.steps) * section.batch_size / len(source.rows), 3),
+    }
+
+
+def dpo(ctx: Context, key: str) -> dict[str, Any]:
+    """Direct preference optimisation against the SFT model, on pairs given or made from its own samples."""
+    section, tokenizer = ctx.recipe.dpo, ctx.tokenizer()
+    assert section is not None
+    model = ctx.load("sft", tokenizer)
+    made: dict[str, Any] = {}
+    if section.pairs == "given":
+        pairs = formats.pairs(section.sources, ctx.seed("dpo"), ctx.base)
+    else:
+        pairs, made = _sampled_pairs(ctx, key, model, tokenizer)
+    equal = sum(p.chosen == p.rejected for p in pairs)
+    if equal:
+        ctx.warn(f"dpo: {equal} pairs with equal answers were left out")
+    held, rest = hold_out([p for p in pairs if p.chosen != p.rejected], lambda p: json.dumps([p.prompt, p.chosen]))
+    context = ctx.recipe.model.context
+    source = PairBatches(
+        render_pairs(tokenizer, rest),
+        context,
+        section.batch_size,
+        int(section.micro_batch_size),
+        tokenizer.eos,
+        ctx.seed("dpo"),
+    )
+    objective = DpoObjective(model, section.beta)
+    check = PairBatches(render_pairs(tokenizer, held), context, len(held), 32, tokenizer.eos, 0)
+    metrics = _run(
+        ctx,
+        "dpo",
+        key,
+        section,
+        model,
+        tokenizer,
+        objective,
+        source,
+        lambda: pair_metrics(model, objective, check.micro_batches(0)),
+    )
+    return {**metrics, **made, "pairs": len(rest), "left_out": source.left_out + equal}
+
+
+def grpo(ctx: Context, key: str) -> dict[str, Any]:
+    """Group relative policy optimisation on verifiable problems; held-out accuracy beside the reward."""
+    section, tokenizer = ctx.recipe.grpo, ctx.tokenizer()
+    assert section is not None
+    model = ctx.load("dpo" if ctx.recipe.dpo else "sft", tokenizer)
+    problems = formats.verifiable(section.sources, ctx.seed("grpo"), ctx.base)
+    held, rest = hold_out(problems, lambda p: json.dumps([p.prompt, p.answer]))
+    source = Rollouts(model, tokenizer, rest, section, ctx.seed("grpo"), device=ctx.recipe.device)
+    metrics = _run(
+        ctx,
+        "grpo",
+        key,
+        section,
+        model,
+        tokenizer,
+        GrpoObjective(model, section),
+        source,
+        lambda: {"held_out_accuracy": held_out_accuracy(model, tokenizer, held, section.max_new_tokens)},
+    )
+    return {**metrics, "problems": len(rest)}
+
+
+def _run(
+    ctx: Context,
+    stage: str,
+    key: str,
+    section: TrainSection,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    objective: Objective,
+    source: BatchSource,
+    validate: Callable[[], dict[str, float]],
+    sample: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Train, then save the stage's model."""
+    peak = read_json(ctx.folder("plan") / "plan.json")["peak_flops"]
+    job = Job(
+        name=stage,
+        key=key,
+        model=model,
+        objective=objective,
+        source=source,
+        section=section,
+        folder=ctx.folder(stage),
+        seed=ctx.seed(stage),
+        reporter=ctx.reporter,
+        device=ctx.recipe.device,
+        hashes=hashes(tokenizer),
+        peak_flops=peak if section.precision == ctx.recipe.pretrain.precision else None,
+        validate=validate,
+        sample=sample,
+    )
+    metrics = train(job)
+    save_model(ctx.folder(stage) / "model", model, {**hashes(tokenizer), "stage": stage, "key": key})
+    return metrics
+
+
+def hold_out(items: Sequence[T], text: Callable[[T], str]) -> tuple[list[T], list[T]]:
+    """(held out, rest): by the hash of what stands in an item, so that equal items land on one side."""
+    held: list[T] = []
+    rest: list[T] = []
+    for item in items:
+        place = int.from_bytes(hashlib.blake2b(text(item).encode(), digest_size=6).digest(), "big") / 2**48
+        (held if place < HELD_OUT and len(held) < MOST_HELD_OUT else rest).append(item)
+    if not held and rest:
+        held = [rest.pop()]
+    if not rest:
+        rest = held  # one item alone: it validates and trains, which is better than refusing a smoke test
+    return held, rest
+
+
+def _sampled_pairs(
+    ctx: Context, key: str, model: Transformer, tokenizer: Tokenizer
+) -> tuple[list[Pair], dict[str, Any]]:
+    """Pairs from the model's own answers, drawn once and kept, so that a resumed run trains on the same."""
+    section = ctx.recipe.dpo
+    assert section is not None
+    path = ctx.folder("dpo") / "pairs.json"
+    kept: dict[str, Any] = read_json(path) if path.exists() else {"key": None}
+    if kept["key"] != key:
+        problems = formats.verifiable(section.sources, ctx.seed("dpo"), ctx.base)
+        pairs, made = sample_pairs(model, tokenizer, problems, section.samples, ctx.seed("dpo"))
+        kept = {"key": key, "made": made, "pairs": [[p.prompt, p.chosen, p.rejected] for p in pairs]}
+        atomic_write(path, json.dumps(kept))
+    return [Pair(*p) for p in kept["pairs"]], kept["made"]
+
+
+def _write_samples(path: Path, model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], step: int) -> None:
+    """Continue each prompt and add the texts to samples.jsonl; rows of this step and later are replaced."""
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in old if row["step"] < step]
+    engine = Engine(model, tokenizer, device=str(model.embed.weight.device))
+    params = SamplingParams(max_new_tokens=64, temperature=0.8, seed=step, stop_ids=(tokenizer.eos,))
+    made = engine.generate([[tokenizer.bos, *tokenizer.encode(p)] for p in prompts], params)
+    rows += [{"step": step, "prompt": p, "text": c.text} for p, c in zip(prompts, made, strict=True)]
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,302 @@
+"""THE loop. Pretraining, SFT, DPO and GRPO all run here; they differ in objective and batches alone."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groundup.console import Reporter, duration
+from groundup.errors import Interrupted, UserError
+from groundup.model.flops import train_flops_per_token
+from groundup.model.storage import load_tensors, model_tensors
+from groundup.model.transformer import Transformer
+from groundup.recipe.schema import TrainSection
+from groundup.record.metrics import MetricsLog
+from groundup.train.checkpoint import Checkpoint, newest, save_checkpoint
+from groundup.train.objective import BatchSource, Objective
+from groundup.train.optim import Optimizers
+from groundup.train.precision import autocast, compile_blocks
+from groundup.train.schedule import rate_at
+
+
+@dataclass
+class Job:
+    """One training stage, as the loop needs it."""
+
+    name: str
+    key: str  # of the stage; a checkpoint with another key belongs to another recipe
+    model: Transformer
+    objective: Objective
+    source: BatchSource
+    section: TrainSection
+    folder: Path
+    seed: int
+    reporter: Reporter
+    device: str = "cpu"
+    hashes: dict[str, str] = field(default_factory=dict)  # tokenizer and template
+    peak_flops: float | None = None  # of this device at this precision, measured; None = MFU is not reported
+    validate: Callable[[], dict[str, float]] | None = None
+    sample: Callable[[int], None] | None = None
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Run `job` to its last step, from its newest good checkpoint if there is one; returns the stage's metrics.
+
+    Exact on a CPU: killed at any moment and started again, it ends with the same bytes as a run never stopped.
+    Raises Interrupted (state saved) on SIGINT or SIGTERM, UserError when the loss stays non-finite.
+    """
+    section, model = job.section, job.model.to(job.device)
+    steps = int(section.steps)
+    torch.manual_seed(job.seed)
+    optimizers = Optimizers(model, section)
+    start, state = _resume(job, optimizers)
+    if section.compile:
+        compile_blocks(model)
+    log = MetricsLog(job.folder)
+    log.truncate_after(start)
+    meter = Meter(job, state)
+    with interruptible() as stop, job.reporter.bar(job.name, steps, start, "steps") as bar, log:
+        for step in range(start, steps):
+            row = _one_step(job, optimizers, step, steps, meter)
+            done = step + 1
+            if done % section.log_every == 0 or done == steps or row["skipped"]:
+                log.append({"step": done, **row, **meter.speed()})
+            if job.validate and (done % section.validate_every == 0 or done == steps):
+                meter.validation = _quietly(job, job.validate)
+                log.append({"step": done, **meter.validation})
+            sample_every = getattr(section, "sample_every", None)
+            if job.sample and sample_every and (done % sample_every == 0 or done == steps):
+                _quietly(job, lambda done=done: job.sample(done))  # type: ignore[misc]
+            bar.update(done, meter.note(row))
+            if done % section.save_every == 0 or done == steps or stop():
+                _save(job, optimizers, done, meter)
+            if stop() and done < steps:
+                raise Interrupted(f"{job.name}: saved at step {done} of {steps}; run the same command again to go on")
+    return meter.summary(steps)
+
+
+def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Meter) -> dict[str, Any]:
+    """Forward and backward over all micro-batches, one division, one clip, one update: all or nothing."""
+    section, model = job.section, job.model
+    model.train()
+    total, weight, tokens = 0.0, 0, 0
+    sums: dict[str, float] = {}
+    for batch in job.source.micro_batches(step):
+        batch = batch.to(job.device)
+        with autocast(job.device, section.precision):
+            loss = job.objective(model, batch)
+        if loss.weight == 0:
+            continue  # nothing scored here: no gradient, and no weight in the mean
+        loss.total.backward()
+        total += loss.total.item()
+        weight += loss.weight
+        tokens += batch.tokens.numel()
+        for name, value in loss.metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    if weight == 0 and not getattr(job.source, "may_be_empty", False):
+        raise UserError(
+            f"{job.name}: step {step + 1} has no scored token: a mean over none would print 0.0 and hide it; "
+            "is every answer longer than the context, or every mask empty?"
+        )
+    norm, finite = _clip(list(optimizers.parameters()), max(weight, 1), section.grad_clip)
+    share = rate_at(step, steps, section.schedule, section.warmup, section.decay, section.min_rate)
+    stepped = finite and math.isfinite(total) and weight > 0
+    if stepped:
+        optimizers.step(share)
+    optimizers.zero_grad()
+    meter.count(tokens, weight, stepped or weight == 0, step)
+    mean = total / weight if weight else 0.0
+    return {
+        "loss": mean,
+        "grad_norm": norm,
+        "learning_rate": share * float(section.learning_rate),
+        "scored": weight,
+        "skipped": int(not stepped),
+        **{k: v / max(weight, 1) for k, v in sums.items()},
+        **getattr(job.source, "statistics", {}),
+    }
+
+
+def _clip(parameters: list[torch.nn.Parameter], weight: int, limit: float) -> tuple[float, bool]:
+    """Divide the summed gradients by `weight` and clip their global norm to `limit`, in place.
+
+    Returns the norm before clipping, and whether it is finite. Division and clip are one multiplication, after
+    the last micro-batch: clipping each of them would change the direction of the sum.
+    """
+    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0, True
+    norm = float(torch.nn.utils.get_total_norm(gradients)) / weight
+    if math.isfinite(norm):
+        torch._foreach_mul_(gradients, min(1.0, limit / (norm + 1e-6)) / weight)
+    return norm, math.isfinite(norm)
+
+
+def _quietly(job: Job, call: Callable[[], Any]) -> Any:
+    """Run a validation or sampling callback: eval mode, no compilation, and no trace in the RNG."""
+    rng = torch.get_rng_state()
+    job.model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            return call()
+    finally:
+        torch.set_rng_state(rng)
+        job.model.train()
+
+
+def _resume(job: Job, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
+    folder = job.folder / "checkpoints"
+    checkpoint, passed = newest(folder)
+    for line in passed:
+        job.reporter.warn(f"{job.name}: {line}")
+    if checkpoint is None:
+        return 0, {}
+    if checkpoint.state["key"] != job.key:
+        job.reporter.say(
+            f"{job.name}: the recipe or an earlier stage changed since the checkpoints were made; starting over"
+        )
+        shutil.rmtree(folder)
+        return 0, {}
+    load_tensors(job.model, checkpoint.model, str(folder))
+    optimizers.load_tensors(checkpoint.optimizer)
+    torch.set_rng_state(checkpoint.rng)
+    if checkpoint.source:
+        job.source.load_state(checkpoint.source)  # type: ignore[attr-defined]
+    job.reporter.say(f"{job.name}: resuming from step {checkpoint.step}")
+    return checkpoint.step, checkpoint.state
+
+
+def _save(job: Job, optimizers: Optimizers, done: int, meter: Meter) -> None:
+    state = getattr(job.source, "state", None)
+    save_checkpoint(
+        job.folder / "checkpoints",
+        Checkpoint(
+            step=done,
+            model=model_tensors(job.model),
+            optimizer=optimizers.tensors(),
+            source=state() if state else {},
+            rng=torch.get_rng_state(),
+            state={"key": job.key, **job.hashes, **meter.state()},
+        ),
+        job.section.keep_checkpoints,
+    )
+
+
+class Meter:
+    """Counts tokens and time; knows when the run has gone bad. Its counts survive a resume."""
+
+    def __init__(self, job: Job, state: dict[str, Any]) -> None:
+        self.job = job
+        self.tokens: int = state.get("tokens", 0)
+        self.scored: int = state.get("scored", 0)
+        self.skipped: int = state.get("skipped", 0)
+        self.bad: int = state.get("bad", 0)  # non-finite steps in a row
+        self.validation: dict[str, float] = state.get("validation", {})
+        self.before: float = state.get("seconds", 0.0)
+        self.begun = time.monotonic()
+        self.recent: list[tuple[float, int]] = [(self.begun, self.tokens)]
+        self.flops = train_flops_per_token(job.model.config)
+
+    def count(self, tokens: int, scored: int, stepped: bool, step: int) -> None:
+        self.tokens += tokens
+        self.scored += scored
+        self.recent = [*self.recent[-20:], (time.monotonic(), self.tokens)]
+        if stepped:
+            self.bad = 0
+            return
+        self.skipped += 1
+        self.bad += 1
+        self.job.reporter.warn(f"{self.job.name}: step {step + 1} is not finite; skipped, weights untouched")
+        if self.bad >= self.job.section.max_bad_steps:
+            raise UserError(
+                f"{self.job.name}: {self.bad} steps in a row were not finite, up to step {step + 1}. Lower the learning "
+                "rate or use precision: fp32, and look at the batch of that step; checkpoints are kept"
+            )
+
+    def rate(self) -> float:
+        (t0, n0), (t1, n1) = self.recent[0], self.recent[-1]
+        return (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
+
+    def speed(self) -> dict[str, float]:
+        out = {"tokens": self.tokens, "tokens_per_second": round(self.rate(), 1), "seconds": round(self.seconds(), 2)}
+        if self.job.peak_flops:
+            out["mfu"] = round(self.rate() * self.flops / self.job.peak_flops, 4)
+        return out
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.begun
+
+    def note(self, row: dict[str, Any]) -> str:
+        parts = [f"loss {row['loss']:.4f}"]
+        parts += [f"{name} {row[name]:.3f}" for name in ("reward", "accuracy") if name in row]
+        if "bits_per_byte" in self.validation:
+            parts.append(f"bpb {self.validation['bits_per_byte']:.4f}")
+        parts.append(f"{self.rate():,.0f} tok/s")
+        if self.job.peak_flops:
+            parts.append(f"MFU {100 * self.rate() * self.flops / self.job.peak_flops:.0f}%")
+        return "  ".join(parts)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "scored": self.scored,
+            "skipped": self.skipped,
+            "bad": self.bad,
+            "seconds": self.seconds(),
+            "validation": self.validation,
+        }
+
+    def summary(self, steps: int) -> dict[str, Any]:
+        seconds = self.seconds()
+        out = {
+            "steps": steps,
+            "tokens": self.tokens,
+            "scored_tokens": self.scored,
+            "skipped_steps": self.skipped,
+            "train_seconds": round(seconds, 1),
+            **self.validation,
+        }
+        if seconds > 0:
+            out["tokens_per_second"] = round(self.tokens / seconds, 1)
+            if self.job.peak_flops:
+                out["mfu"] = round(self.tokens / seconds * self.flops / self.job.peak_flops, 4)
+        self.job.reporter.say(f"{self.job.name}: {steps} steps, {self.tokens:,} tokens in {duration(seconds)}")
+        return out
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a flag, so that the step in hand is finished and saved.
+
+    A second one acts at once: a save that hangs must not hold anybody.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number: int, frame: Any) -> None:
+        if asked.is_set():
+            signal.signal(number, before[signal.Signals(number)])
+            raise KeyboardInterrupt
+        asked.set()
+
+    for s in before:
+        signal.signal(s, handler)
+    try:
+        yield asked.is_set
+    finally:
+        for s, old in before.items():
+            signal.signal(s, old)

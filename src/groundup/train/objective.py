@@ -1,0 +1,45 @@
+"""What a stage optimises. There is one loop; stages differ in objective and batches alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from groundup.model.batch import Batch
+from groundup.model.loss import cross_entropy_sum
+from groundup.model.transformer import Transformer
+
+
+@dataclass
+class Loss:
+    """total: a SUM over what was scored; weight: how many that were (tokens, or pairs).
+
+    Never a mean: the loop divides once, by the weight summed over every micro-batch. A mean of means weighs a
+    token of a short batch more than one of a long batch, and nobody notices.
+    metrics: sums too, of the same weight; the loop divides them likewise.
+    """
+
+    total: Tensor
+    weight: int
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+Objective = Callable[[Transformer, Batch], Loss]
+
+
+class BatchSource(Protocol):
+    """Where batches come from: a pure function of the step (and, on-policy, of the model at that step)."""
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Everything that optimizer step `step` (0-based) sees, in forward-sized pieces."""
+        ...
+
+
+def language_modelling(model: Transformer, batch: Batch) -> Loss:
+    """Next-token cross-entropy, nats summed over scored tokens. Used by pretraining and SFT."""
+    hidden = model(batch.tokens, documents=batch.documents, positions=batch.positions)
+    total, n = cross_entropy_sum(model, hidden, batch.targets)
+    return Loss(total, n)

@@ -1,0 +1,1 @@
+"""Checks for bugs that stay silent, and planted faults that prove the checks."""

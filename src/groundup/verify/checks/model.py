@@ -1,0 +1,353 @@
+"""Does the model see what it may see, and nothing else? Does every weight matter, and is each what it seems?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from groundup.infer.cache import KVCache
+from groundup.model import count as counting
+from groundup.model import init, storage
+from groundup.model.attention import PackedLinear
+from groundup.model.config import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.verify import rig
+from groundup.verify.check import Measurement, check, violations
+from groundup.verify.subject import Subject
+
+INIT_STD = 0.02  # what the documentation of model/init.py promises
+
+
+@check(
+    "init-loss", "identity", "model",
+    bug="The untrained model is already sure of something: weights too large, or never initialised.",
+    remedy="See model/init.py: every matrix N(0, 0.02^2), and init_weights called before training.",
+    reference="ln V is the loss of the uniform distribution; Karpathy 2019, 'A recipe for training neural networks'",
+)
+def init_loss(subject: Subject) -> Measurement:
+    """|mean loss at a position - (ln V + s^2 / 2)|, the worst of 16 positions.
+
+    The last norm gives hidden states of mean square 1, so logits are N(0, s^2) with s^2 = d 0.02^2, and the mean
+    of log sum exp is ln V + s^2 / 2. A target drawn at random has a logit of standard deviation s, so the mean
+    over n rows strays by s / sqrt(n); five of those are met by chance once in a million. The remaining s^2 covers
+    the sample variance of V logits and the tied token's own logit.
+    """
+    model = subject.build_model(awake=False)
+    rows, positions = 256, 16
+    tokens = rig.random_tokens(subject, rows, positions, seed=1)
+    targets = rig.random_tokens(subject, rows, positions, seed=2)
+    logits = rig.logits_of(model.eval(), tokens)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(rows, positions)
+    s = INIT_STD * subject.micro.d_model**0.5
+    expected = math.log(subject.micro.vocab_size) + s * s / 2
+    measured = losses.double().mean(0)
+    return Measurement(
+        float((measured - expected).abs().max()), 5 * s / rows**0.5 + s * s,
+        f"loss {float(measured.mean()):.4f}, ln V {math.log(subject.micro.vocab_size):.4f}",
+    )
+
+
+@check(
+    "residual-stays-level", "identity", "model",
+    bug="Activations grow with depth, so a deep model starts far from where its learning rate was tuned.",
+    remedy="Scale the weights that write into the residual stream by 1/sqrt(2 layers); see model/init.py.",
+    reference="Radford et al. 2019, GPT-2, section 2.3",
+)
+def residual_stays_level(subject: Subject) -> Measurement:
+    """Mean square of the residual stream after 16 fresh blocks over that before the first.
+
+    Each of 2L branches adds to the variance. With s = 0.02, out weights of variance s^2 / 2L, and inputs of mean
+    square 1, the L attention branches add at most L (H hd)(s^2 / 2L)(d s^2) (averaging over values only lowers it),
+    the MLPs likewise at most d_ff (s^2 / 2L) times the square of what reaches them. So the sum does not depend on
+    L; the bound allows twice that for the draw. Without the scaling it is 2L = 32 times as much.
+    """
+    layers, s2 = 16, INIT_STD**2
+    config = replace(subject.micro, n_layers=layers, dropout=0.0)
+    model = init.init_weights(Transformer(config), 0).eval()
+    seen: list[torch.Tensor] = []
+    hooks = [model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
+    hooks.append(model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])))
+    with torch.no_grad():
+        model(rig.random_tokens(subject, 16, 16))
+    for hook in hooks:
+        hook.remove()
+    d = config.d_model
+    before = s2 * (2 if config.position == "learned" else 1)
+    inner = (d * s2) ** 2 if config.mlp == "swiglu" else d * s2
+    added = (config.n_heads * config.head_dim * d * s2 + config.d_ff * inner) * s2 / 2
+    return Measurement(float(seen[1].square().mean() / seen[0].square().mean()), 1 + 2 * added / before, f"{layers} blocks")
+
+
+@check(
+    "causality", "locality", "model",
+    bug="A position sees later tokens: training loss falls wonderfully and the model cannot write.",
+    remedy="See attention_mask in model/attention.py; is_causal must hold wherever no mask is given.",
+    reference="silent-bugs: model",
+)
+def causality(subject: Subject) -> Measurement:
+    """Positions whose logits change, in any bit, when only later tokens do; plain rows and packed documents.
+
+    A masked score becomes exp(-inf) = 0 exactly, so equality is of bits, not up to rounding. That the changed
+    position itself does change is counted too: otherwise a model deaf to its input would pass.
+    """
+    model = subject.build_model()
+    batch = rig.random_batch(subject, rows=3, length=24, seed=3)
+    other = rig.random_tokens(subject, 3, 24, seed=4)
+    found, looked = [], 0
+    for name, given in (("plain", {}), ("packed", {"documents": batch.documents, "positions": batch.positions})):
+        before = rig.logits_of(model, batch.tokens, **given)
+        for cut in (1, 7, 12, 23):
+            changed = torch.where(torch.arange(24) < cut, batch.tokens, (batch.tokens + 1 + other) % subject.micro.vocab_size)
+            changed[:, cut] = (batch.tokens[:, cut] + 1) % subject.micro.vocab_size
+            after = rig.logits_of(model, changed, **given)
+            leaks = (before[:, :cut] != after[:, :cut]).any(-1).any(0)
+            found += [f"{name}: position {int(t)} sees token {cut} or later" for t in leaks.nonzero()[:, 0]]
+            if bool((before[:, cut] == after[:, cut]).all()):
+                found.append(f"{name}: token {cut} changes nothing")
+            looked += cut + 1
+    return violations(found, looked)
+
+
+@check(
+    "documents-isolated", "locality", "model",
+    bug="Packed documents attend to each other: an answer is learned from another conversation's text.",
+    remedy="Pass batch.documents to the model, and compare documents in attention_mask; positions alone do not separate.",
+    reference="silent-bugs: model",
+)
+def documents_isolated(subject: Subject) -> Measurement:
+    """Positions of documents B and C whose logits change, in any bit, when only document A does (A, B, C packed)."""
+    model = subject.build_model()
+    tokens = rig.random_tokens(subject, 2, 30, seed=5)
+    documents = torch.tensor([0] * 10 + [1] * 12 + [2] * 8).expand(2, -1).int()
+    positions = torch.cat([torch.arange(n) for n in (10, 12, 8)]).expand(2, -1)
+    changed = tokens.clone()
+    changed[:, :10] = (tokens[:, :10] + 1) % subject.micro.vocab_size
+    before = rig.logits_of(model, tokens, documents=documents, positions=positions)
+    after = rig.logits_of(model, changed, documents=documents, positions=positions)
+    moved = (before != after).any(-1).any(0)
+    found = [f"position {int(t)} sees another document" for t in moved[10:].nonzero()[:, 0]]
+    if not bool(moved[:10].all()):
+        found.append("document A does not see itself")
+    return violations(found, 30)
+
+
+@check(
+    "packed-equals-alone", "invariance", "model",
+    bug="A document reads differently when packed: positions run on from its neighbour, or the mask cuts too much.",
+    remedy="Positions must restart at 0 in each document (data/load.py, tune/pack.py) and reach the model.",
+)
+def packed_equals_alone(subject: Subject) -> Measurement:
+    """Largest difference between a document's logits when packed behind another, and alone at positions 0, 1, ...
+
+    The same numbers are summed in another order, hence the tolerance of rounding (`rig.tolerance`).
+    """
+    model = subject.build_model()
+    tokens = rig.random_tokens(subject, 2, 30, seed=6)
+    documents = torch.tensor([0] * 10 + [1] * 20).expand(2, -1).int()
+    positions = torch.cat([torch.arange(10), torch.arange(20)]).expand(2, -1)
+    packed = rig.logits_of(model, tokens, documents=documents, positions=positions)[:, 10:]
+    alone = rig.logits_of(model, tokens[:, 10:])
+    return Measurement(rig.largest(packed - alone), rig.tolerance(subject.micro, rig.largest(alone)))
+
+
+@check(
+    "cached-decode-equals-forward", "invariance", "model",
+    bug="Decoding with the cache computes another function than training did: the model is right and chats wrongly.",
+    remedy="Check positions handed to the model, rotation of keys before they are cached, and the cache's mask.",
+    reference="silent-bugs: model",
+)
+def cached_decode_equals_forward(subject: Subject) -> Measurement:
+    """Largest difference between cached and full-forward logits, row by row, over a ragged batch.
+
+    Rows of 3, 9 and 14 tokens are padded on the right, prefilled at once and decoded 6 tokens further, each row at
+    its own positions. Rounding only (`rig.tolerance`): sums over keys run in another order.
+    """
+    model = subject.build_model()
+    lengths, more = torch.tensor([3, 9, 14]), 6
+    tokens = rig.random_tokens(subject, 3, int(lengths.max()) + more, seed=7)
+    full = rig.logits_of(model, tokens)
+    width = int(lengths.max())
+    cache = KVCache(model.config, 3, width + more)
+    prefilled = rig.logits_of(model, tokens[:, :width], positions=torch.arange(width).expand(3, -1), cache=cache)
+    rows = torch.arange(3)
+    worst = max(rig.largest(prefilled[r, :n] - full[r, :n]) for r, n in enumerate(lengths.tolist()))
+    for step in range(more):
+        at = lengths + step
+        # What stands in the padding was cached too; each row overwrites it as it goes.
+        new = rig.logits_of(model, tokens[rows, at][:, None], positions=at[:, None], cache=cache)
+        worst = max(worst, rig.largest(new[:, 0] - full[rows, at]))
+    return Measurement(worst, rig.tolerance(subject.micro, rig.largest(full)))
+
+
+@check(
+    "causality-with-cache", "locality", "model",
+    bug="A short row of a batch sees its padding, or what an earlier and longer request left in the cache.",
+    remedy="With a cache, slot s may be seen from position p only if s <= p (attention_mask in model/attention.py).",
+)
+def causality_with_cache(subject: Subject) -> Measurement:
+    """Logits that change, in any bit, when only padding or stale slots do: a masked weight is exactly 0."""
+    model = subject.build_model()
+    tokens = rig.random_tokens(subject, 1, 12, seed=8)
+    found, kept = [], []
+    for filler in (0, 1):
+        cache = KVCache(model.config, 1, 24)
+        stale = (rig.random_tokens(subject, 1, 24, seed=9) + filler) % subject.micro.vocab_size
+        rig.logits_of(model, stale, positions=torch.arange(24)[None], cache=cache)  # an earlier, longer request
+        padded = torch.cat([tokens[:, :6], stale[:, :4]], dim=1)
+        prefilled = rig.logits_of(model, padded, positions=torch.arange(10)[None], cache=cache)[:, :6]
+        step = rig.logits_of(model, tokens[:, 6:7], positions=torch.tensor([[6]]), cache=cache)
+        kept.append((prefilled, step))
+    for name, a, b in zip(("prefill", "decode"), *kept, strict=True):
+        if not torch.equal(a, b):
+            found.append(f"{name} sees slots beyond its position")
+    return violations(found, 2)
+
+
+@check(
+    "every-parameter-gets-gradient", "sensitivity", "model",
+    bug="A weight is computed but not used (or detached): it stays at its first value for the whole run.",
+    remedy="Follow the named parameter through forward(); look for detach, no_grad, or a branch not taken.",
+)
+def every_parameter_gets_gradient(subject: Subject) -> Measurement:
+    """Parameters (and seams of packed projections: q, k, v; gate, up) whose gradient is None or all zero."""
+    model = subject.build_model()
+    batch = rig.random_batch(subject, rows=8, length=32, seed=10)
+    subject.objective(model, batch).total.backward()
+    seams = {id(m.weight): m.sizes for m in model.modules() if isinstance(m, PackedLinear)}
+    found, looked = [], 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            found.append(f"{name} has none")
+            looked += 1
+            continue
+        for n, piece in enumerate(parameter.grad.split(seams.get(id(parameter), (parameter.shape[0],)))):
+            looked += 1
+            if not bool(piece.any()):
+                found.append(f"{name}, part {n}, is all zero")
+    return violations(found, looked)
+
+
+@check(
+    "tied-is-one-storage", "identity", "model",
+    bug="Embedding and head drift apart (or an untied pair is shared): after loading, moving or copying, silently.",
+    remedy="Call model.tie() after anything that replaces a parameter; see model/storage.py.",
+    reference="Press & Wolf 2017, arXiv 1608.05859",
+)
+def tied_is_one_storage(subject: Subject) -> Measurement:
+    """Moments (built, initialised, loaded, cast, copied, in the optimizer's list) at which the head's storage is
+    shared when the recipe says untied, or is not when it says tied."""
+    import copy
+
+    found = []
+    model = subject.build_model()
+    moments = {"after init": model, "after deepcopy": copy.deepcopy(model), "after a cast": copy.deepcopy(model).double()}
+    with subject.scratch() as folder:
+        storage.save_model(folder, model, {})
+        moments["after save and load"] = storage.load_model(folder)
+    for name, one in moments.items():
+        if (one.head.weight.data_ptr() == one.embed.weight.data_ptr()) != subject.micro.tied:
+            found.append(f"{name}: {'two storages' if subject.micro.tied else 'one storage'}")
+    loaded = moments["after save and load"]
+    if not all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)):
+        found.append("the loaded weights are not those that were saved")
+    return violations(found, len(moments) + 1)
+
+
+@check(
+    "parameters-counted-on-paper", "identity", "model",
+    bug="The model that is built is not the one that was planned: FLOPs, tokens, memory and MFU are all off.",
+    remedy="Compare model/count.py with the named module, term by term.",
+)
+def parameters_counted_on_paper(subject: Subject) -> Measurement:
+    """Sum over the parts (embedding, attention, mlp, norm, head) of |counted on paper - held by the built model|.
+
+    For the micro model and, on the meta device, for the recipe's real size. Integers: equality.
+    """
+    found, configs = [], {"micro": subject.micro}
+    if subject.config is not None:
+        configs["real"] = subject.config
+    for name, config in configs.items():
+        paper, built = counting.count(config), _held(config)
+        found += [
+            f"{name} {part}: {paper[part]:,} on paper, {built[part]:,} built"
+            for part in built if paper[part] != built[part]
+        ]
+        if paper["total"] != sum(built.values()):
+            found.append(f"{name}: total {paper['total']:,} on paper, {sum(built.values()):,} built")
+    return violations(found, 6 * len(configs))
+
+
+def _held(config: ModelConfig) -> dict[str, int]:
+    """Elements of each part's parameters in a built model; named_parameters() gives a tied head once."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    parts = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0, "head": 0}
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            part = "norm"
+        elif "embed" in name:
+            part = "embedding"
+        else:
+            part = next((p for p in ("attention", "mlp") if f".{p}." in name), "head")
+        parts[part] += parameter.numel()
+    return parts
+
+
+@check(
+    "meta-init-complete", "identity", "model",
+    bug="A parameter or buffer that came from the meta device is never written: it holds whatever memory held.",
+    remedy="init_weights must tie again, fill every parameter and recompute every buffer (model/init.py).",
+    reference="silent-bugs: model",
+)
+def meta_init_complete(subject: Subject) -> Measurement:
+    """Tensors that differ, in any bit, between a model initialised in place and one that came from the meta device.
+
+    What `to_empty` allocates is filled with NaN first, so that luck cannot fill it with zeros.
+    """
+    expected = init.init_weights(Transformer(subject.micro), 0)
+    with torch.device("meta"):
+        model = Transformer(subject.micro)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(float("nan"))
+    init.init_weights(model, 0)
+    theirs = {**dict(model.state_dict()), **dict(model.named_buffers())}
+    ours = {**dict(expected.state_dict()), **dict(expected.named_buffers())}
+    found = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
+    if (model.head.weight is model.embed.weight) != subject.micro.tied:
+        found.append("head.weight is no longer tied" if subject.micro.tied else "head.weight became tied")
+    return violations(found, len(ours))
+
+
+@check(
+    "eval-is-deterministic", "invariance", "model",
+    bug="Dropout stays on in evaluation (noisy, pessimistic scores), or is off in training and the knob does nothing.",
+    remedy="Call model.eval() around evaluation and model.train() in the loop; see _quietly in train/loop.py.",
+)
+def eval_is_deterministic(subject: Subject) -> Measurement:
+    """Of four: two forwards in eval mode are bit-equal; dropout 0.3 in eval is bit-equal to dropout 0; in training
+    mode it is not; the loop's validation callback runs in eval mode, and training mode is back after it."""
+    from groundup.train import loop
+
+    noisy, calm = subject.build_model(dropout=0.3), subject.build_model(dropout=0.0)
+    tokens = rig.random_tokens(subject, 2, 16, seed=11)
+    found = []
+    if not torch.equal(rig.logits_of(noisy, tokens), rig.logits_of(noisy, tokens)):
+        found.append("two forwards in eval mode differ")
+    if not torch.equal(rig.logits_of(noisy, tokens), rig.logits_of(calm, tokens)):
+        found.append("dropout changes the result in eval mode")
+    noisy.train()
+    if torch.equal(rig.logits_of(noisy, tokens), rig.logits_of(noisy, tokens)):
+        found.append("dropout does nothing in training mode")
+    with subject.scratch() as folder:
+        job = rig.make_job(subject, noisy, rig.Fixed([]), subject.section(), folder)
+        inside = loop._quietly(job, lambda: noisy.training)
+    if inside or not noisy.training:
+        found.append("validation does not run in eval mode" if inside else "training mode is not back after validation")
+    return violations(found, 4)

@@ -1,0 +1,139 @@
+"""Run the checks on a subject; a list of results, a report as a dict, a table for people."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from groundup.errors import did_you_mean, problems
+from groundup.verify import checks  # noqa: F401  (importing it registers every check)
+from groundup.verify.check import FAMILIES, REGISTRY, Check, NotApplicable
+from groundup.verify.subject import Subject
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one check found.
+
+    skipped: why it did not apply, or None; a skipped check has neither passed nor failed.
+    measured, bound: None when the check was skipped or broke off with an error (then `note` holds it).
+    """
+
+    id: str
+    family: str
+    stage: str
+    passed: bool
+    measured: float | None
+    bound: float | None
+    direction: str
+    bug: str
+    remedy: str
+    reference: str
+    note: str
+    seconds: float
+    skipped: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return not self.passed and self.skipped is None
+
+
+def select(only: Iterable[str] | None = None, families: Iterable[str] | None = None) -> list[Check]:
+    """The checks asked for, in running order. UserError for an id or family that does not exist."""
+    only, families = list(only or []), list(families or [])
+    found = [f'there is no check "{name}"{did_you_mean(name, REGISTRY)}' for name in only if name not in REGISTRY]
+    found += [f'there is no family "{name}"{did_you_mean(name, FAMILIES)}' for name in families if name not in FAMILIES]
+    problems("verify", found)
+    return [
+        c for c in REGISTRY.values() if (not only or c.id in only) and (not families or c.family in families)
+    ]
+
+
+def run_checks(
+    subject: Subject,
+    only: Iterable[str] | None = None,
+    families: Iterable[str] | None = None,
+    on_check: Callable[[int, int, Result], None] | None = None,
+) -> list[Result]:
+    """Run the selected checks (all when nothing is selected); on_check(done, total, result) after each.
+
+    Each check starts from its own seed, so its result does not depend on which others ran; torch's random state
+    is put back afterwards. A check that raises has failed, with the error as its note.
+    """
+    chosen = select(only, families)
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        for done, one in enumerate(chosen, 1):
+            torch.manual_seed(zlib.crc32(one.id.encode()))
+            result = _run(one, subject)
+            results.append(result)
+            if on_check is not None:
+                on_check(done, len(chosen), result)
+    return results
+
+
+def _run(one: Check, subject: Subject) -> Result:
+    begun = time.perf_counter()
+    passed, measured, bound, direction, skipped = False, None, None, "<=", None
+    try:
+        measurement = one.run(subject)
+        passed, note, direction = measurement.passed, measurement.note, measurement.direction
+        measured, bound = _plain(measurement.value), _plain(measurement.bound)
+    except NotApplicable as reason:
+        skipped = note = str(reason)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        note = f"{type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})"
+    return Result(
+        one.id, one.family, one.stage, passed, measured, bound, direction, one.bug, one.remedy, one.reference, note,
+        round(time.perf_counter() - begun, 3), skipped,
+    )
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None  # JSON has no NaN
+
+
+def report(results: Sequence[Result]) -> dict[str, Any]:
+    """{"checks": [{id, family, stage, passed, measured, bound, ...}], "failed": int, "skipped": [{id, reason}]}."""
+    keys = (
+        "id", "family", "stage", "passed", "measured", "bound", "direction", "bug", "remedy", "reference", "note",
+        "seconds",
+    )
+    return {
+        "checks": [{key: getattr(r, key) for key in keys} for r in results if r.skipped is None],
+        "failed": sum(r.failed for r in results),
+        "skipped": [{"id": r.id, "reason": r.skipped} for r in results if r.skipped is not None],
+    }
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row a check; below a failed one, the bug and the remedy."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = Table(box=None, pad_edge=False)
+    for title, justify in (("", "left"), ("check", "left"), ("stage", "left"), ("measured", "right"), ("", "center"),
+                           ("bound", "right"), ("note", "left")):
+        out.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for r in results:
+        mark = "[dim]skip[/]" if r.skipped is not None else "[green]ok[/]" if r.passed else "[bold red]FAIL[/]"
+        numbers = ("", "", "") if r.skipped is not None else (_short(r.measured), r.direction, _short(r.bound))
+        out.add_row(mark, r.id, r.stage, *numbers, escape(r.note))
+        if r.failed:
+            out.add_row("", "", "", "", "", "", f"[red]{escape(r.bug)}[/] {escape(r.remedy)}")
+    return out
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

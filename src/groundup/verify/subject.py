@@ -1,0 +1,178 @@
+"""What the checks look at: a recipe's own choices, at a size where a whole training run takes milliseconds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundup.data import prepare
+from groundup.data.shard import Shard, ShardSet
+from groundup.infer.engine import Engine
+from groundup.model import init
+from groundup.model.config import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.plan import resolve
+from groundup.recipe.schema import DataSection, PretrainSection, Recipe, Source
+from groundup.tokenizer import chat
+from groundup.tokenizer import train as tokenizer_train
+from groundup.tokenizer.chat import Message, Rendered
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train import objective
+from groundup.train.objective import Objective
+from groundup.verify.corpus import MICRO_CORPUS, write_corpus
+
+MICRO_VOCAB = 97  # a prime: a dimension taken for another one does not fit by accident
+MICRO_CONTEXT = 64
+
+
+class Subject:
+    """A recipe under inspection.
+
+    recipe      with or without `auto` left in it
+    config      the real ModelConfig; found from a resolved recipe when not given, else None (checks that need it skip)
+    tokenizer   the real one; without it, a micro one of the recipe's kind is trained
+    shards      the real ones, opened; the data checks look at them and at micro shards made by the same code
+
+    Everything is built when first asked for, by looking the code under test up in its module: so a planted fault
+    is seen by the checks, and a Subject must not outlive the fault it was made under.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        config: ModelConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+        shards: ShardSet | None = None,
+    ) -> None:
+        self.recipe = recipe
+        if config is None and not recipe.unresolved():
+            config = resolve.model_config(recipe)
+        self.config = config
+        self.micro = micro_config(recipe, config)
+        self.real_tokenizer, self.real_shards = tokenizer, shards
+
+    # ---- model ----
+
+    def build_model(self, seed: int = 0, *, awake: bool = True, **changes: Any) -> Transformer:
+        """A micro model; `changes` replace fields of its config. `awake`: see `wake`; False: as initialised."""
+        model = init.init_weights(Transformer(replace(self.micro, **changes)), seed)
+        return wake(model, seed) if awake else model
+
+    def chat_model(self, seed: int = 0, **changes: Any) -> Transformer:
+        """A micro model with the tokenizer's vocabulary and room for the sample conversations."""
+        return self.build_model(seed, **{"vocab_size": self.tokenizer.vocab_size, "context": 512, **changes})
+
+    # ---- training ----
+
+    @property
+    def objective(self) -> Objective:
+        """What pretraining and SFT optimise."""
+        return objective.language_modelling
+
+    def section(self, **changes: Any) -> PretrainSection:
+        """The recipe's pretraining choices (optimizer, schedule, decay, ...) for a run of a few steps, in fp32."""
+        given = self.recipe.pretrain
+        small: dict[str, Any] = {
+            "steps": 8, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32", "compile": False,
+            "log_every": 1, "validate_every": 10**6, "save_every": 10**6, "sample_every": 10**6,
+            "learning_rate": 3e-3, "muon_learning_rate": 2e-2,
+        }
+        return given.model_copy(update={**small, **changes})
+
+    # ---- tokenizer and chat ----
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        if self.real_tokenizer is not None:
+            return self.real_tokenizer
+        return self.micro_tokenizer
+
+    @cached_property
+    def micro_tokenizer(self) -> Tokenizer:
+        """A small tokenizer of the recipe's kind, trained by the code that trains the real one."""
+        small = {"vocab_size": "auto" if self.recipe.tokenizer.kind == "char" else 300, "sample_bytes": 10**7}
+        return tokenizer_train.train_tokenizer(self.recipe.tokenizer.model_copy(update=small), MICRO_CORPUS)
+
+    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> Rendered:
+        """A conversation as training sees it."""
+        return chat.render(self.tokenizer, messages, add_generation_prompt)
+
+    def engine(self, model: Transformer) -> Engine:
+        """What serves a conversation."""
+        return Engine(model, self.tokenizer)
+
+    # ---- data ----
+
+    def prepare(self, folder: Path, texts: list[str], *, validation: float = 0.1, **changes: Any) -> ShardSet:
+        """Shards of `texts` in `folder`, by the code that makes the real ones, with the micro tokenizer."""
+        section = DataSection(
+            sources=[Source(path=str(write_corpus(folder, texts)))], validation=validation,
+            **{"deduplicate": self.recipe.data.deduplicate, **changes},
+        )
+        prepare.prepare_data(section, self.micro_tokenizer, folder, seed=0)
+        return ShardSet(folder, self.micro_tokenizer.hash)
+
+    @cached_property
+    def micro_shards(self) -> ShardSet:
+        return self.prepare(Path(self._temporary.name), MICRO_CORPUS)
+
+    @cached_property
+    def _temporary(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="groundup-verify-")  # removed with the subject
+
+    def shards(self) -> Iterator[tuple[str, Shard, Tokenizer]]:
+        """(name, shard, the tokenizer it should have been made with): the micro ones, then the real ones."""
+        for kind, both, tokenizer in (
+            ("micro", self.micro_shards, self.micro_tokenizer),
+            ("real", self.real_shards, self.real_tokenizer),
+        ):
+            if both is not None and tokenizer is not None:
+                yield f"{kind} train", both.train, tokenizer
+                yield f"{kind} validation", both.validation, tokenizer
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder that is gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="groundup-verify-") as folder:
+            yield Path(folder)
+
+
+def micro_config(recipe: Recipe, config: ModelConfig | None) -> ModelConfig:
+    """The recipe's arrangement at micro size: same variants, same ratio of query to key/value heads (4 at most)."""
+    m = recipe.model
+    heads, kv_heads = (config.n_heads, config.n_kv_heads) if config else (m.n_heads, m.n_kv_heads)
+    # Heads still at auto: `plan` resolves key/value heads to as many as query heads.
+    group = min(heads // kv_heads, 4) if isinstance(heads, int) and isinstance(kv_heads, int) else 1
+    kv = max(1, 4 // group)
+    return ModelConfig(
+        vocab_size=MICRO_VOCAB, d_model=32, n_layers=2, n_heads=group * kv, n_kv_heads=kv, head_dim=8,
+        d_ff=48, context=MICRO_CONTEXT, norm=m.norm, norm_eps=m.norm_eps, position=m.position, rope_base=m.rope_base,
+        mlp=m.mlp, qk_norm=m.qk_norm, tied=m.tied, bias=m.bias, dropout=m.dropout,
+    )
+
+
+@torch.no_grad()
+def wake(model: Transformer, seed: int) -> Transformer:
+    """Redraw every parameter at a size where each one matters, and switch to eval mode.
+
+    Initial weights hide errors: attention is nearly uniform, biases are 0 and norms 1, so leaving one out changes
+    nothing. Here matrices are N(0, 1/fan-in), norms in [0.5, 1.5], biases N(0, 0.1): all logits are of order 1.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim >= 2:
+            parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+        elif name.endswith("bias"):
+            parameter.copy_(0.1 * noise)
+        else:
+            parameter.copy_(1.0 + 0.5 * noise.clamp(-1, 1))
+    return model.eval()
