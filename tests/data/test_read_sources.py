@@ -117,9 +117,9 @@ def test_all_missing_paths_are_named_at_once_before_reading(tmp_path: Path) -> N
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".txt.gz"])
 def test_invalid_utf8_is_named_by_file_and_byte(tmp_path: Path, ending: str) -> None:
     """Bug: bad bytes become U+FFFD without a word, or the offset is that of a read buffer."""
-    raw = b"x" * (1 << 20) + "ä".encode()[:1] + b"caf\xe9"  # the first bad byte straddles the reader's buffer
+    raw = b"x" * ((1 << 20) - 1) + "ä".encode()[:1] + b"caf\xe9"  # the first bad byte straddles the reader's buffer
     (tmp_path / f"a{ending}").write_bytes(gzip.compress(raw) if ending.endswith("gz") else raw)
-    with pytest.raises(UserError, match=rf"a{ending}: not valid UTF-8 at byte 1,048,576.*0xc3"):
+    with pytest.raises(UserError, match=rf"a{ending}: not valid UTF-8 at byte 1,048,575.*0xc3"):
         read(tmp_path / f"a{ending}")
     (tmp_path / "end.txt").write_bytes(b"ok \xe2\x82")
     with pytest.raises(UserError, match=r"byte 3 \(0xe2"):
@@ -231,7 +231,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.json.gz"])
 def test_rows_come_as_they_are(tmp_path: Path, name: str) -> None:
     """Bug: a row for fine-tuning loses a field, a line break inside a field, or its nesting."""
-    rows: list[dict[str, Any]] = [{"prompt": "a,\n\"b\"", "answer": "1"}, {"prompt": "ä", "answer": ""}]
+    rows: list[dict[str, Any]] = [{"prompt": 'a,\n"b"', "answer": "1"}, {"prompt": "ä", "answer": ""}]
     if not name.endswith("csv"):
         rows[0]["messages"] = rows[1]["messages"] = [{"role": "user", "content": "hi"}]
     path = tmp_path / name

@@ -114,5 +114,11 @@ def test_the_coloured_table_fits_eighty_columns_with_four_models(run: Path) -> N
     plain = Console(file=StringIO(), width=80)
     plain.print(table(compare(run)))
     shown = plain.file.getvalue()  # type: ignore[attr-defined]
-    assert "…" not in shown and shown.count("–") == 3 + 2 + 1 + 3 + 1 + 4 - 2
+    assert "…" not in shown and shown.count("–") == 12
     assert "[b]town-arithm. ↑" in shown
+
+
+def test_one_model_alone_makes_a_table(run: Path) -> None:
+    """Catches a table that needs a run's name or a model before: `groundup eval` shows a single model."""
+    text = plain_table({"models": compare(run)["models"][:1]})
+    assert "Held-out questions" in text and "0.100 ~" in text

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,16 @@ def test_results_with_bits_per_byte_and_progress(model: Transformer, tokenizer: 
         writer.add([1, 2, 3], "a", 3)
     with pytest.raises(UserError, match="another tokenizer"):
         evaluate_model(model, tokenizer, EvaluateSection(), foreign, 0, tmp_path / "x", "sft")
+
+
+def test_without_lm_eval_the_error_names_the_extra(
+    model: Transformer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a traceback in place of the line that says what to install; bits per byte alone needs no extra."""
+    for name in ("groundup.evaluate.adapter", "groundup.evaluate.tasks"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("lm_eval", "lm_eval.api.instance", "lm_eval.api.model", "lm_eval.api.task"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r'pip install "groundup\[eval\]"'):
+        evaluate(model, tokenizer, tmp_path, ["town-facts"], limit=1)
+    assert evaluate(model, tokenizer, tmp_path, [])["tasks"] == {}

@@ -6,11 +6,17 @@ or stops otherwise than training did cannot give it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import uvicorn
+from fastapi import FastAPI
 
 from groundup.infer.engine import Engine
 from groundup.model.config import ModelConfig
@@ -18,8 +24,10 @@ from groundup.model.init import init_weights
 from groundup.model.loss import cross_entropy_sum
 from groundup.model.transformer import Transformer
 from groundup.recipe.schema import TokenizerSection
+from groundup.serve import batcher as batching
 from groundup.serve.app import ServedModel, create_app
 from groundup.serve.feedback import FeedbackStore
+from groundup.serve.server import bind
 from groundup.tokenizer.chat import render
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.train import train_tokenizer
@@ -120,5 +128,37 @@ def store(tmp_path: Path) -> Iterator[FeedbackStore]:
 
 
 @pytest.fixture
-def app(models: dict[str, ServedModel], store: FeedbackStore):  # type: ignore[no-untyped-def]
+def app(models: dict[str, ServedModel], store: FeedbackStore) -> FastAPI:
     return create_app(models, store, "town <b>", examples=["Where does Anna live?", "</script>"])
+
+
+@pytest.fixture
+def serving() -> Callable[[FastAPI], AbstractContextManager[int]]:
+    """`with serving(app) as port`: on a real socket, for what a TestClient cannot do (leave, or be a browser)."""
+
+    @contextmanager
+    def running(app: FastAPI) -> Iterator[int]:
+        listener = bind("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            listener.close()
+
+    return running
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token takes at least 10 ms, so that "while it decodes" lasts long enough to be tested."""
+    step = batching.Decoder.step
+
+    def slower(self: Any) -> Any:
+        time.sleep(0.01)
+        return step(self)
+
+    monkeypatch.setattr(batching.Decoder, "step", slower)

@@ -65,13 +65,14 @@ def test_streamed_text_is_the_whole_text(client: TestClient, lesson: tuple[str, 
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
 
 
-def test_completion_continues_the_text(client: TestClient, story: str) -> None:
+def test_completion_continues_the_text(client: TestClient, story: str, tokenizer: Tokenizer) -> None:
     """Bug: a completion without the BOS that training documents had, or one wrapped in the chat template."""
     start, rest = story[:29], story[29:]
     body = {"model": "base", "prompt": start, "temperature": 0}
     answer = client.post("/v1/completions", json=body).json()
     assert answer["object"] == "text_completion"
     assert answer["choices"][0]["text"] == rest
+    assert answer["usage"]["prompt_tokens"] == 1 + len(tokenizer.encode(start))
     chunks = stream(client, "/v1/completions", body)
     assert text_of(chunks) == rest
     assert {chunk["id"] for chunk in chunks} != {answer["id"]}

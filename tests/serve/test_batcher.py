@@ -8,11 +8,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -21,25 +19,9 @@ from groundup.infer.sample import SamplingParams
 from groundup.serve import batcher as batching
 from groundup.serve.app import ServedModel
 from groundup.serve.batcher import Batcher, Delta, Done, Event, Failed, Job
-from groundup.serve.server import bind
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using `httpx`")
 LONG = SamplingParams(max_new_tokens=100, temperature=2.0, seed=1)
-
-
-@contextmanager
-def running(app: FastAPI) -> Iterator[int]:
-    """The app on a real socket, for what a TestClient cannot do: leave in the middle."""
-    listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-        listener.close()
 
 
 def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -68,18 +50,6 @@ def finish(events: queue.Queue[Event]) -> tuple[str, Done]:
         assert isinstance(event, Delta), event
         text += event.text
     return text, event
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token takes at least 10 ms, so that "while it decodes" lasts long enough to be tested."""
-    step = batching.Decoder.step
-
-    def slower(self: Any) -> Any:
-        time.sleep(0.01)
-        return step(self)
-
-    monkeypatch.setattr(batching.Decoder, "step", slower)
 
 
 def test_together_is_the_same_as_alone(batcher: Batcher, chat_engine: Engine) -> None:
@@ -214,11 +184,11 @@ def test_a_decoding_error_reaches_both_kinds_of_client(
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_leaves_is_no_longer_decoded_for(
-    app: FastAPI, models: dict[str, ServedModel], slow: None, streamed: bool
+    app: FastAPI, serving: Any, models: dict[str, ServedModel], slow: None, streamed: bool
 ) -> None:
     """Bug: a closed tab keeps its row, its cache and a share of every step, up to the last token."""
     decoded = models["sft"].batcher
-    with running(app) as port:
+    with serving(app) as port:
         leaving = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         messages = [{"role": "user", "content": "Tell me"}]
         body = {"model": "sft", "messages": messages, "temperature": 2, "n": 4, "stream": streamed}
@@ -234,9 +204,9 @@ def test_a_client_that_leaves_is_no_longer_decoded_for(
         assert time.monotonic() - started < 100 * 0.01, "it may just have come to its end"
 
 
-def test_concurrent_requests_over_http_equal_single_ones(app: FastAPI) -> None:
+def test_concurrent_requests_over_http_equal_single_ones(app: FastAPI, serving: Any) -> None:
     """Bug: events of two requests crossed on their way from the decoding thread to the event loop."""
-    with running(app) as port:
+    with serving(app) as port:
 
         def post(seed: int) -> str:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 
 import pytest
 
@@ -46,3 +50,53 @@ def test_the_url_can_be_opened() -> None:
     """Bug: printing http://0.0.0.0:8000, which some browsers refuse."""
     with bind("0.0.0.0", 0) as listener:
         assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("fastapi", "import groundup.serve.app"),
+        ("sqlalchemy", "import groundup.serve.feedback"),
+        ("uvicorn", "from groundup.serve.server import run_server; run_server(None, port=0)"),
+    ],
+)
+def test_a_missing_package_names_the_extra(package: str, use: str) -> None:
+    """Bug: ModuleNotFoundError, which says nothing of `groundup[serve]`."""
+    program = f"""
+import sys
+sys.modules["{package}"] = None
+from groundup.errors import UserError
+try:
+    {use}
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert f'"{package}"' in done.stdout and 'pip install "groundup[serve]"' in done.stdout
+
+
+def test_it_serves_says_where_and_ends_on_ctrl_c() -> None:
+    """Bug: a `ready` that comes before connections are taken; Ctrl-C that ends in a stack trace or not at all."""
+    program = """
+from fastapi import FastAPI
+from groundup.serve.server import run_server
+app = FastAPI()
+app.get("/health")(lambda: {"status": "ok"})
+run_server(app, port=0, ready=lambda url: print(url, flush=True))
+print("ended")
+"""
+    server = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with urllib.request.urlopen(f"{url}/health", timeout=20) as response:
+            assert response.status == 200
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=20)
+        assert (out.strip(), server.returncode) == ("ended", 0), err
+        assert "Traceback" not in err
+    finally:
+        server.kill()
+        server.wait()

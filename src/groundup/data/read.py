@@ -187,9 +187,7 @@ def dataset_rows(source: Source, base: Path | str = ".") -> Iterator[tuple[int, 
             saved = datasets.load_from_disk(str(local))  # what save_to_disk wrote
             data: Any = saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
-            data = datasets.load_dataset(
-                str(local or name), source.config, split=source.split, streaming=True
-            )
+            data = datasets.load_dataset(str(local or name), source.config, split=source.split, streaming=True)
         for number, row in enumerate(data, start=1):
             yield number, dict(row)
     except (UserError, GeneratorExit):

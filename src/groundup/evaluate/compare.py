@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.errors import UserError
-from groundup.evaluate.run import OUTCOMES, RESULTS
+from groundup.evaluate import OUTCOMES, RESULTS
 from groundup.evaluate.stats import intervals_apart, mcnemar
 from groundup.record.files import read_json
 from groundup.record.rundir import RunDir
@@ -81,18 +81,19 @@ def _with_change(
 
 
 def table(comparison: dict[str, Any]) -> Table:
-    """A rich table: a row a task, a column a model, each cell a value over its 95% interval.
+    """A rich table: a row a task, a column a model, each cell a value over its 95% interval. It reads `models`, as
+    `compare` gives them (one will do), and `run` for the title where there is one.
 
     ▲ better and ▼ worse than the model to its left, with the two intervals apart; no mark: they touch, or the
     questions differ. ~ chance lies inside the interval.
     """
     from rich.table import Table
 
-    models = comparison["models"]
+    models, name = comparison["models"], comparison.get("run")
     view = Table(
-        title=f"{comparison['run']}: held-out questions, 95% intervals",
-        caption="▲ better, ▼ worse than the model to the left, intervals apart   ~ not told apart from chance\n"
-        "↑ higher is better, ↓ lower is better",
+        title=f"{name}: held-out questions, 95% intervals" if name else "Held-out questions, 95% intervals",
+        caption="▲ better, ▼ worse than the model to the left (intervals apart)\n"
+        "~ chance lies in the interval   ↑ ↓ which way is better",
         show_lines=True,
     )
     view.add_column("task", style="bold")

@@ -1,9 +1,4 @@
-"""Evaluate one model: its tasks through lm-evaluation-harness, its bits per byte, and three files that say so.
-
-    results.json    each task's value with a 95% interval, n, stderr; bits per byte
-    samples.jsonl   questions with the answers given: the first of each task, and wrong ones after them
-    outcomes.json   the score of every question, so that two models can be compared question by question
-"""
+"""Evaluate one model: its tasks through lm-evaluation-harness, its bits per byte, and three files that say so."""
 
 from __future__ import annotations
 
@@ -15,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.data.shard import Shard
+from groundup.evaluate import OUTCOMES, RESULTS, SAMPLES
 from groundup.evaluate.bpb import bits_per_byte
 from groundup.evaluate.questions import TaskPlan, plan_tasks
 from groundup.evaluate.stats import wilson
@@ -27,7 +23,6 @@ from groundup.tokenizer.tokenizer import Tokenizer
 # (what is running: a task's name or "bits per byte", done, total)
 OnProgress = Callable[[str, int, int], None]
 
-RESULTS, SAMPLES, OUTCOMES = "results.json", "samples.jsonl", "outcomes.json"
 FIRST, MOST_WRONG = 50, 200  # samples kept of each task
 
 

@@ -199,6 +199,6 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        # Autocast keeps the weights it cast; those cast in here know no gradient, and a training step that found
-        # them in the cache would train nothing.
+        # Older torch keeps the weights that autocast cast in here, without a gradient; a training step in the same
+        # autocast region would find them and train nothing.
         torch.clear_autocast_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from groundup.recipe.schema import Recipe
 
 PRESETS = Path(__file__).parent / "presets"
 
+Lines = dict[tuple[Any, ...], str]  # path of a key -> "line 12", or "--set"
+
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file (or a preset's name) and apply `key.path=value` overrides.
@@ -26,33 +29,42 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise UserError(f"{file}: not UTF-8 text ({e.reason} at byte {e.start}); save the recipe as UTF-8") from e
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read ({e.strerror or e})") from e
     try:
-        tree = yaml.load(text, Loader=_Loader)
         lines = _line_numbers(yaml.compose(text, Loader=_Loader))
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         raise UserError(f"{where}: not valid YAML: {getattr(e, 'problem', None) or e}") from e
+    except RecursionError as e:
+        raise UserError(f"{file}: not a recipe: something in it holds itself (an &anchor inside its own value)") from e
     if not isinstance(tree, dict):
         raise UserError(f"{file}: a recipe is a mapping of sections (name:, data:, ...); see `groundup new`")
     found: list[str] = []
     for item in overrides or []:
         found += _override(tree, item)
+        path = tuple(int(part) if part.isdigit() else part for part in item.partition("=")[0].split("."))
+        lines = {place: line for place, line in lines.items() if place[: len(path)] != path} | {path: "--set"}
     problems("--set", found)
     return parse_recipe(tree, str(file), lines)
 
 
-def parse_recipe(tree: dict[str, Any], where: str, lines: dict[tuple[Any, ...], int] | None = None) -> Recipe:
-    """Validate a recipe given as nested dicts."""
+def parse_recipe(tree: dict[str, Any], where: str, lines: Lines | None = None) -> Recipe:
+    """Validate a recipe given as nested dicts; `lines` says where each key came from."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as e:
-        found = []
+        wrong: dict[tuple[Any, ...], list[Any]] = {}  # where -> what; a union complains once for each of its branches
         for error in e.errors():
             location = tuple(part for part in error["loc"] if not _is_union_tag(part))
+            wrong.setdefault(location, []).append(error)
+        found = []
+        for location, errors in wrong.items():
             line = _nearest_line(lines or {}, location)
-            found.append(f"{_dotted(location)}: {_explain(error, location)}" + (f"  (line {line})" if line else ""))
-        problems(where, list(dict.fromkeys(found)))
+            found.append(f"{_dotted(location)}: {_explain(errors, location)}" + (f"  ({line})" if line else ""))
+        problems(where, found)
         raise
 
 
@@ -72,7 +84,13 @@ def find_recipe(path: str | Path) -> Path:
 
 def dump_recipe(recipe: Recipe, comments: dict[str, str] | None = None) -> str:
     """YAML of a recipe, every value explicit; `comments` maps a dotted key to a note set beside it."""
-    body = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, width=110)
+    body = yaml.dump(
+        recipe.model_dump(mode="json", exclude_none=True),
+        Dumper=_Dumper,
+        sort_keys=False,
+        width=110,
+        allow_unicode=True,
+    )
     if not comments:
         return body
     out: list[str] = []
@@ -92,18 +110,24 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f'the key "{key}" stands twice', key_node.start_mark
+                    None, None, f'the key "{key_node.value}" stands twice', key_node.start_mark
                 )
-            seen.add(key)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what `_Loader` would read as a number: the text "1e5" stays a text."""
+
+
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def _override(tree: dict[str, Any], item: str) -> list[str]:
@@ -121,7 +145,8 @@ def _override(tree: dict[str, Any], item: str) -> list[str]:
                 node[part] = {}
             node = node[part]
             continue
-        return [f'"{key}": "{part}" is not a section']
+        known = f"; it has {len(node)} entries, counted from 0" if isinstance(node, list) else ""
+        return [f'"{key}": there is no "{part}" to go into{known}']
     try:
         value = yaml.load(raw, Loader=_Loader) if raw else None
     except yaml.YAMLError:
@@ -135,20 +160,20 @@ def _override(tree: dict[str, Any], item: str) -> list[str]:
     return []
 
 
-def _line_numbers(node: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
-    lines: dict[tuple[Any, ...], int] = {}
+def _line_numbers(node: Any, path: tuple[Any, ...] = ()) -> Lines:
+    lines: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            lines[(*path, key.value)] = key.start_mark.line + 1
+            lines[(*path, key.value)] = f"line {key.start_mark.line + 1}"
             lines |= _line_numbers(value, (*path, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            lines[(*path, i)] = value.start_mark.line + 1
+            lines[(*path, i)] = f"line {value.start_mark.line + 1}"
             lines |= _line_numbers(value, (*path, i))
     return lines
 
 
-def _nearest_line(lines: dict[tuple[Any, ...], int], location: tuple[Any, ...]) -> int | None:
+def _nearest_line(lines: Lines, location: tuple[Any, ...]) -> str | None:
     while location:
         if location in lines:
             return lines[location]
@@ -170,13 +195,15 @@ def _dotted(location: tuple[Any, ...]) -> str:
     return text or "recipe"
 
 
-def _explain(error: Any, location: tuple[Any, ...]) -> str:
+def _explain(errors: list[Any], location: tuple[Any, ...]) -> str:
+    """What is wrong at one place; the branches of a union are joined by "or"."""
+    error = errors[0]
     if error["type"] == "extra_forbidden":
         return f"unknown key{did_you_mean(str(location[-1]), _keys_at(location[:-1]))}"
     if error["type"] == "missing":
         return "required, but not given"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    messages = [error["msg"].removeprefix("Value error, ").removeprefix("Input ") for error in errors]
+    message = " or ".join(dict.fromkeys(message[0].lower() + message[1:] for message in messages))
     value = error.get("input")
     return message if isinstance(value, dict | list) else f"{message} (got {value!r})"
 

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from groundup.errors import UserError
-from groundup.recipe.load import find_recipe, load_recipe
+from groundup.recipe.load import find_recipe
 from groundup.recipe.schema import parse_count
-from groundup.record.files import atomic_write
 
-_SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "params")
+# What `--params` decides, or what was chosen for the preset's own size.
+_FOLLOW = {
+    "model": ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "params"),
+    "pretrain": ("steps", "learning_rate", "muon_learning_rate", "micro_batch_size"),
+}
 
 
-def write_recipe(name: str, preset: str, params: str | None, folder: Path) -> Path:
-    """Write folder/NAME.yaml from a preset. With `params`, the shape and the training length become auto."""
+def recipe_text(name: str, preset: str, params: str | None = None) -> str:
+    """A preset's text under another name. With `params`, the shape and the training length become auto.
+
+    Errors: UserError for a name that cannot name a folder, and for what is no size.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f'"{name}" is no name for a recipe: letters, digits, dot, dash and underscore')
-    name = name.removesuffix(".yaml")
-    path = folder / f"{name}.yaml"
-    if path.exists():
-        raise UserError(f"{path} exists; choose another name, or delete it first")
     text = find_recipe(preset).read_text(encoding="utf-8")
     text = re.sub(r"^name:.*$", f"name: {name}", text, count=1, flags=re.M)
-    if params is not None:
-        if not isinstance(parse_count(params), int) and not params.isdigit():
-            raise UserError(f'--params "{params}" is not a size; write 1M, 124M, 1.5B or a plain number')
-        text = _with_size(text, params)
-    atomic_write(path, text)
-    try:
-        load_recipe(path)
-    except UserError:
-        path.unlink()
-        raise
-    return path
+    if params is None:
+        return text
+    size = parse_count(params)
+    if not isinstance(size, int) and not params.isdigit():
+        raise UserError(f'--params "{params}" is not a size; write 1M, 124M, 1.5B or a plain number')
+    if int(size) < 1:
+        raise UserError(f"--params {params}: a model has at least one parameter; write 1M, 124M or 1.5B")
+    return _with_size(text, params)
 
 
 def _with_size(text: str, params: str) -> str:
@@ -41,10 +39,7 @@ def _with_size(text: str, params: str) -> str:
     for line in text.splitlines():
         if line[:1].isalpha():
             section = line.split(":")[0]
-        key = line.strip().split(":")[0]
-        if section == "model" and key in _SHAPE:
-            continue
-        if section == "pretrain" and key in ("steps", "learning_rate", "muon_learning_rate", "micro_batch_size"):
+        if line.startswith(" ") and line.strip().split(":")[0] in _FOLLOW.get(section, ()):
             continue
         out.append(line)
         if line.startswith("model:"):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -24,7 +25,7 @@ def parse_count(value: Any) -> Any:
     if isinstance(value, str) and value[-1:].upper() in _SUFFIX:
         try:
             return int(float(value[:-1].replace("_", "")) * _SUFFIX[value[-1].upper()])
-        except ValueError:
+        except (ValueError, OverflowError):  # "12xM", "infM"
             return value
     return value
 
@@ -33,7 +34,7 @@ Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Section):
@@ -74,15 +75,15 @@ class ModelSection(Section):
     head_dim: Positive | Auto = Field("auto", description="width of a head; auto = d_model / n_heads")
     d_ff: Positive | Auto = Field("auto", description="hidden width of the feed-forward")
     context: Positive = Field(256, description="longest sequence, tokens")
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    norm_eps: Rate = 1e-6
-    position: Literal["rope", "learned"] = "rope"
-    rope_base: Rate = 10000.0
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="before attention and feed-forward")
+    norm_eps: Rate = Field(1e-6, description="added to the variance inside the norm")
+    position: Literal["rope", "learned"] = Field("rope", description="rotary, or a learned vector a place (GPT-2)")
+    rope_base: Rate = Field(10000.0, description="rope: base of the rotation's wavelengths")
+    mlp: Literal["swiglu", "gelu"] = Field("swiglu", description="gated (Llama), or plain with GELU (GPT-2)")
     qk_norm: bool = Field(True, description="RMSNorm on queries and keys, per head (Qwen3)")
     tied: bool = Field(True, description="output head shares the embedding's weights")
     bias: bool = Field(False, description="biases in the linear layers (GPT-2)")
-    dropout: Share = 0.0
+    dropout: BelowOne = Field(0.0, description="share of activations dropped while training")
 
 
 class TokenizerSection(Section):
@@ -93,7 +94,7 @@ class TokenizerSection(Section):
 
 
 class DataSection(Section):
-    sources: list[Source] = Field(min_length=1)
+    sources: list[Source] = Field(min_length=1, description="where the documents come from, in order")
     validation: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.01, description="share of documents held out, chosen by document hash"
     )
@@ -114,95 +115,104 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: matrices in blocks; AdamW the rest")
     learning_rate: Rate | Auto = Field("auto", description="peak rate of AdamW")
     muon_learning_rate: Rate | Auto = Field("auto", description="peak rate of Muon (unused by adamw)")
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.95), description="AdamW's decay of its two running means")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled, on matrices alone")
     grad_clip: Rate = Field(1.0, description="largest global gradient norm")
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = "wsd"
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field(
+        "wsd", description="of the rate after warm-up; wsd: stable, then a linear fall"
+    )
     warmup: Share = Field(0.02, description="share of the steps spent warming up")
     decay: Share = Field(0.4, description="wsd: share of the steps spent decaying")
     min_rate: Share = Field(0.0, description="final rate as a share of the peak")
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="of the matrix products")
     compile: bool | Auto = Field("auto", description="torch.compile each block")
-    log_every: Positive = 10
+    log_every: Positive = Field(10, description="steps between rows of metrics.jsonl")
     validate_every: Positive = Field(200, description="steps between validations")
     save_every: Positive = Field(200, description="steps between checkpoints")
-    keep_checkpoints: Positive = 5
+    keep_checkpoints: Positive = Field(5, description="newest checkpoints kept")
     max_bad_steps: Positive = Field(10, description="non-finite steps in a row before the run stops")
 
 
 class PretrainSection(TrainSection):
     sample_every: Positive = Field(400, description="steps between sampled texts")
-    sample_prompts: list[str] = Field(default_factory=lambda: ["The"])
+    sample_prompts: list[str] = Field(default_factory=lambda: ["The"], description="beginnings of those texts")
 
 
 class SftSection(TrainSection):
-    sources: list[ChatSource] = Field(min_length=1)
-    batch_size: Positive = 32
+    sources: list[ChatSource] = Field(min_length=1, description="conversations")
+    batch_size: Positive = Field(32, description="sequences in one optimizer step")
 
 
 class DpoSection(TrainSection):
-    sources: list[ChatSource] = Field(min_length=1)
+    sources: list[ChatSource] = Field(min_length=1, description="preference pairs (problems where pairs: sampled)")
     pairs: Literal["given", "sampled"] = Field(
         "given", description="pairs from the sources, or the model's own right and wrong samples to problems"
     )
     samples: Positive = Field(8, description="pairs: sampled - answers drawn for each problem")
     beta: Rate = Field(0.1, description="strength of the tie to the reference model")
-    batch_size: Positive = 32
+    batch_size: Positive = Field(32, description="pairs in one optimizer step")
 
 
 class GrpoSection(TrainSection):
-    sources: list[ChatSource] = Field(min_length=1)
+    sources: list[ChatSource] = Field(min_length=1, description="problems whose answers a program can judge")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="answers drawn for each problem")
-    max_new_tokens: Positive = 48
-    temperature: Rate = 1.0
+    max_new_tokens: Positive = Field(48, description="longest answer drawn, tokens")
+    temperature: Rate = Field(1.0, description="of the answers drawn while training")
     clip: Rate = Field(0.2, description="largest change of the probability ratio, PPO's epsilon")
-    kl_beta: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the KL to the SFT model")
-    batch_size: Positive = 32
+    kl_beta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the KL to the model that the stage starts from"
+    )
+    batch_size: Positive = Field(32, description="problems in one optimizer step")
 
 
 class TaskSource(Section):
     """A local JSONL task for lm-evaluation-harness: one question a line."""
 
-    name: str
-    path: str
-    prompt_field: str = "prompt"
-    answer_field: str = "answer"
+    name: str = Field(description="what the results call it")
+    path: str = Field(description="a .jsonl file")
+    prompt_field: str = Field("prompt", description="field that holds the question")
+    answer_field: str = Field("answer", description="field that holds the answer, or a list of accepted ones")
     choices_field: str | None = Field(None, description="multiple choice by log-likelihood instead of generation")
 
 
 class EvaluateSection(Section):
     tasks: list[str | TaskSource] = Field(default_factory=list, description="builtin names or local JSONL tasks")
     limit: Positive | None = Field(None, description="questions a task, at most")
-    max_new_tokens: Positive = 48
-    batch_size: Positive = 128
+    max_new_tokens: Positive = Field(48, description="longest answer, tokens")
+    batch_size: Positive = Field(128, description="questions answered at once")
     bits_per_byte_bytes: Count = Field(400_000, description="validation text scored for bits per byte")
 
 
 class CardSection(Section):
-    license: str = "apache-2.0"
-    language: list[str] = Field(default_factory=lambda: ["en"])
-    intended_use: str = "Study and experiments; not for production."
-    limitations: str = "A small model: it knows little beyond its corpus and is often wrong."
+    license: str = Field("apache-2.0", description="licence of the weights, by its identifier on the Hub")
+    language: list[str] = Field(default_factory=lambda: ["en"], description="languages, by their codes")
+    intended_use: str = Field("Study and experiments; not for production.", description="a sentence")
+    limitations: str = Field(
+        "A small model: it knows little beyond its corpus and is often wrong.", description="a sentence"
+    )
 
 
 class Recipe(Section):
     """One YAML file, from raw text to a released model. sft, dpo and grpo are optional."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    description: str = ""
-    seed: int = 1337
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Positive | Auto = "auto"
-    model: ModelSection = Field(default_factory=ModelSection)
-    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection)
-    data: DataSection
-    verify: VerifySection = Field(default_factory=VerifySection)
-    pretrain: PretrainSection = Field(default_factory=PretrainSection)
-    sft: SftSection | None = None
-    dpo: DpoSection | None = None
-    grpo: GrpoSection | None = None
-    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
-    card: CardSection = Field(default_factory=CardSection)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="of the run's folder, below runs/"
+    )
+    description: str = Field("", description="a sentence, for the card and the report")
+    # Larger seeds would leave 64 bits where the stages multiply them.
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1337, description="every random number follows from it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the models run on")
+    threads: Positive | Auto = Field("auto", description="CPU threads; results depend on it in the last bits")
+    model: ModelSection = Field(default_factory=ModelSection, description="shape of the Transformer")
+    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="text to ids")
+    data: DataSection = Field(description="the corpus")
+    verify: VerifySection = Field(default_factory=VerifySection, description="the silent-bug checks")
+    pretrain: PretrainSection = Field(default_factory=PretrainSection, description="next-token prediction")
+    sft: SftSection | None = Field(None, description="supervised fine-tuning; left out: no such stage")
+    dpo: DpoSection | None = Field(None, description="direct preference optimisation, after sft")
+    grpo: GrpoSection | None = Field(None, description="reinforcement learning on verifiable problems, last")
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="after each model stage")
+    card: CardSection = Field(default_factory=CardSection, description="what only a person can say")
 
     @model_validator(mode="after")
     def _tune_needs_sft(self) -> Recipe:

@@ -106,8 +106,7 @@ class RunDir:
         folder = self.stage(record.stage)
         names = sorted(outputs) if outputs is not None else list(_files(folder))
         hashed = {
-            name: Output(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
-            for name in names
+            name: Output(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size) for name in names
         }
         finished = record.finished or now()
         seconds = record.seconds

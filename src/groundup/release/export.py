@@ -22,5 +22,5 @@ def export_model(run: RunDir, name: str, folder: Path, tokenizer: Tokenizer, to:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; choose another --out")
     found = export_hf(load_model(folder), run.stage("tokenizer"), out)
-    write_card(run.path, out)
+    write_card(run.path, out, library="transformers", model=name)
     return {"stage": name, "out": str(out), **found}

@@ -36,6 +36,7 @@ class Score:
     metric: str = ""
     higher_is_better: bool = True
     description: str = ""
+    chance: float | None = None  # score of guessing
 
     def against(self, other: Score | None) -> str:
         """'better' or 'worse' than `other` where the two intervals lie apart, else ''."""
@@ -111,6 +112,11 @@ class Run:
         return self.records["data"].metrics if "data" in self.records else {}
 
     @property
+    def checks(self) -> list[dict[str, Any]]:
+        """Rows of the verifier's report; checks that did not apply are not among them."""
+        return list(self.verify.get("checks") or [])
+
+    @property
     def models(self) -> list[str]:
         """Names of the models that were evaluated, in the order they were made."""
         return [model for model in MODELS.values() if model in self.evaluations]
@@ -134,10 +140,10 @@ class Run:
     def warnings(self) -> list[tuple[str, str]]:
         """(stage, warning): what the stages recorded, and what their numbers say by themselves."""
         found = [(stage, text) for stage, record in self.records.items() for text in record.warnings]
-        found += [("verify", f"the check {name} failed") for name in self.verify.get("failed") or []]
+        found += [("verify", f"the check {c.get('id')} failed") for c in self.checks if not c.get("passed")]
         for stage, training in self.training.items():
             if skipped := training.metrics.get("skipped_steps"):
-                found.append((stage, f"{skipped} steps were not finite and were skipped"))
+                found.append((stage, f"steps that were not finite, and skipped: {skipped}"))
         for key in ("round_trip_failures", "special_injection"):
             if count := self.tokenizer.get(key):
                 found.append(("tokenizer", f"{key.replace('_', ' ')}: {count}"))
@@ -295,6 +301,7 @@ def _score(found: dict[str, Any]) -> Score:
         metric=str(found.get("metric") or ""),
         higher_is_better=bool(found.get("higher_is_better", True)),
         description=str(found.get("description") or ""),
+        chance=number(found.get("chance")),
     )
 
 

@@ -38,7 +38,7 @@ def render(run: Run) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"value": show.value, "duration": duration, "compact": show.compact}
+    environment.filters |= {"value": show.value, "duration": duration, "compact": show.compact, "cited": show.cited}
     pretrain = run.training["pretrain"]
     return environment.get_template("template.html").render(
         run=run,
@@ -58,8 +58,11 @@ def render(run: Run) -> str:
         growth=show.growth(pretrain),
         data=show.facts(run.data, leave=("baseline",)),
         tokenizer=show.facts(run.tokenizer, leave=("longest_tokens", "failed")),
-        plan=show.facts(run.plan, leave=("parameters", "resolved")),
+        plan=show.facts(run.plan, leave=("parameters", "resolved", "config", "memory", "host")),
+        shape=show.facts(run.plan.get("config") or {}),
+        memory=[(k.replace("_", " "), show.value(v, "bytes")) for k, v in (run.plan.get("memory") or {}).items()],
         parts=_parts(run),
+        passed=sum(bool(check.get("passed")) for check in run.checks),
         timings=_timings(run),
         hosts=[show.facts(host) for host in run.hosts()],
         resolved_name=RESOLVED,
@@ -98,15 +101,17 @@ def _score_row(task: str, scores: dict[str, Score], models: list[str]) -> dict[s
     for model in models:
         score = scores.get(model)
         if score is None or score.value is None:
-            cells.append({"model": model, "value": "–", "detail": show.MISSING, "verdict": ""})
+            cells.append({"model": model, "value": "–", "detail": show.MISSING, "n": "", "verdict": ""})
             continue
         interval = "no interval" if score.low is None or score.high is None else f"{score.low:.3f} – {score.high:.3f}"
-        n = f"n {score.n:,}" if score.n is not None else "n not recorded"
+        questions = f"n {score.n:,}" if score.n is not None else "n not recorded"
         verdict = score.against(scores.get("base")) if model != "base" else ""
-        cells.append({"model": model, "value": f"{score.value:.3f}", "detail": interval, "n": n, "verdict": verdict})
+        value = f"{score.value:.3f}"
+        cells.append({"model": model, "value": value, "detail": interval, "n": questions, "verdict": verdict})
     return {
         "task": task,
         "description": any_score.description or ("held-out text" if task == "bits per byte" else ""),
+        "chance": any_score.chance,
         "metric": any_score.metric.replace("_", " "),
         "arrow": "↑" if any_score.higher_is_better else "↓",
         "better": "higher is better" if any_score.higher_is_better else "lower is better",

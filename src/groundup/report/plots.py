@@ -53,20 +53,23 @@ _LOSS = Panel("Loss, nats a token", (
 _BITS = Panel("Validation, bits per byte", (Line("bits_per_byte", "validation", held_out=True),))
 _RATE = Panel("Learning rate", (Line("learning_rate", "AdamW"),), from_zero=True, exact=True)
 _NORM = Panel("Gradient norm, before clipping", (Line("grad_norm", "norm"),), log=True)
-_HELD_OUT = Line("accuracy", "held-out accuracy", held_out=True, colour="other")
+_HELD_OUT = Line("held_out_accuracy", "held-out accuracy", held_out=True, colour="other")
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     "pretrain": (_LOSS, _BITS, _RATE, _NORM),
-    "sft": (_LOSS, Panel("Held-out accuracy", (_HELD_OUT,)), _NORM),
+    "sft": (_LOSS, _NORM),
     "dpo": (
-        Panel("Loss, nats a pair", _LOSS.lines),
-        Panel("Pairs ranked right", (Line("accuracy", "training pairs"), _HELD_OUT)),
-        Panel("Reward margin, chosen over rejected", (Line("margin", "margin"),)),
+        Panel("Loss, nats a pair", (
+            Line("loss", "training"), Line("held_out_loss", "held-out", held_out=True, colour="other"))),
+        Panel("Pairs ranked right", (
+            Line("accuracy", "training"), Line("held_out_accuracy", "held-out", held_out=True, colour="other"))),
+        Panel("Reward margin", (
+            Line("margin", "training"), Line("held_out_margin", "held-out", held_out=True, colour="other"))),
         _NORM,
     ),
     "grpo": (
         Panel("Reward, beside accuracy", (
-            Line("reward", "mean reward"), Line("accuracy", "accuracy on the prompts", colour="base"), _HELD_OUT)),
+            Line("reward", "mean reward"), _HELD_OUT), from_zero=True),
         Panel("KL to the reference", (Line("kl", "KL"),), from_zero=True),
         Panel("Entropy of the answers, nats a token", (Line("entropy", "entropy"),)),
         Panel("Clipped ratios and groups without signal", (
@@ -85,7 +88,7 @@ SPEED = (
 def stage_charts(training: Training, panels: Sequence[Panel] | None = None) -> list[Chart]:
     """The panels of a stage for which its log holds at least one finite value."""
     panels = PANELS[training.stage] if panels is None else panels
-    drawn = [_line_chart(f"{training.stage}-{i}", panel, training) for i, panel in enumerate(panels)]
+    drawn = [_line_chart(f"{training.stage}-{panel.lines[0].key}", panel, training) for panel in panels]
     return [chart for chart in drawn if chart is not None]
 
 
@@ -106,7 +109,7 @@ def _line_chart(name: str, panel: Panel, training: Training) -> Chart | None:
     with canvas as (_, axes):
         for line, x, y in found:
             _draw(axes, x, y, COLOURS[line.colour or own], panel.exact)
-        skipped = [row["step"] for row in training.rows if row.get("skipped")]
+        skipped = [row["step"] for row in training.rows if row.get("skipped")] if panel.lines[0].key == "loss" else []
         if skipped:
             axes.plot(skipped, [0.02] * len(skipped), "|", color=COLOURS["bad"], markersize=8, markeredgewidth=1.6,
                       transform=axes.get_xaxis_transform())  # fmt: skip
@@ -114,7 +117,7 @@ def _line_chart(name: str, panel: Panel, training: Training) -> Chart | None:
     last = ", ".join(f"{line.label} {y[-1]:.4g} at step {x[-1]:.0f}" for line, x, y in found)
     legend = [(line.colour or own, line.label) for line, _, _ in found] if len(found) > 1 else []
     if skipped:
-        legend.append(("bad", "skipped step"))
+        legend.append(("bad", "no update"))
     note = f"{found[0][0].label} only" if len(panel.lines) > 1 and len(found) == 1 else ""
     return Chart(panel.title, canvas.svg(f"{panel.title} by step: {last}"), legend, note)
 
@@ -146,8 +149,9 @@ def _dress(axes: Any, panel: Panel) -> None:
     as_text: Callable[[float], str] = (lambda v: f"{100 * v:.3g}%") if panel.percent else short
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: as_text(v)))
     axes.margins(x=0.015, y=0.08)
-    if panel.from_zero and axes.get_ylim()[1] > 0:
-        axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
+    if panel.from_zero and axes.dataLim.y1 > 0:
+        low, high = min(0.0, axes.dataLim.y0), axes.dataLim.y1
+        axes.set_ylim(low, high + 0.12 * (high - low))
 
 
 def smooth(y: list[float]) -> list[float]:
@@ -200,7 +204,7 @@ def compression_chart(bits: dict[str, Score], compressors: dict[str, float]) -> 
         bars.append(("Base model", "base", bits["base"]))
     if not bars:
         return None
-    svg = _bars("compression", "Bits per byte", bars, limit=None, width=560)
+    svg = _bars("compression", "Bits per byte", bars, limit=None, width=400)
     return Chart("Bits per byte of held-out text", svg, [], "↓ lower is better")
 
 
@@ -217,6 +221,9 @@ def _bars(name: str, title: str, bars: list[tuple[str, str, Score]], limit: floa
                 axes.plot([score.low, score.high], [place, place], color=COLOURS["ink"], linewidth=1.3, marker="|",
                           markersize=6, markeredgewidth=1.3)  # fmt: skip
             axes.text(end + 0.025 * edge, place, f"{score.value:.3f}", va="center", color=COLOURS["ink"])
+        chance = bars[0][2].chance
+        if chance:
+            axes.axvline(chance, color=COLOURS["quiet"], linewidth=1.1, linestyle=(0, (3, 3)))
         axes.set_yticks(list(places), [label for label, _, _ in bars])
         axes.tick_params(axis="y", colors=COLOURS["ink"])
         axes.set_xlim(0, 1.2 * edge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,6 +37,12 @@ def _decimal(found: float) -> str:
     return f"{found:,.0f}" if abs(found) >= 1000 else f"{found:.4g}"
 
 
+def cited(source: Any) -> str:
+    """A source as a reader looks it up: '1706.03762' is an arXiv number."""
+    text = "" if source is None else str(source)
+    return f"arXiv {text}" if re.fullmatch(r"\d{4}\.\d{4,5}", text) else text
+
+
 def size(found: float) -> str:
     """3 << 20 -> '3.0 MiB'."""
     for unit, name in _UNITS:
@@ -61,9 +68,16 @@ def facts(found: dict[str, Any], leave: Iterable[str] = (), prefix: str = "") ->
         name = f"{prefix}{key.replace('_', ' ')}"
         if isinstance(item, dict):
             rows += facts(item, prefix=f"{name}: ")
+        elif isinstance(item, list) and item and all(isinstance(row, dict) for row in item):
+            rows += [(name, _row(row)) for row in item]
         else:
             rows.append((name, value(item, key if "bytes_per" not in key else "")))
     return rows
+
+
+def _row(found: dict[str, Any]) -> str:
+    """{"source": "a.txt", "documents": 12} -> 'a.txt, 12 documents'."""
+    return ", ".join(value(v) if number(v) is None else f"{value(v)} {k.replace('_', ' ')}" for k, v in found.items())
 
 
 def side_by_side(run: Run, per_task: int = SAMPLES_PER_TASK) -> list[dict[str, Any]]:
@@ -90,7 +104,9 @@ def side_by_side(run: Run, per_task: int = SAMPLES_PER_TASK) -> list[dict[str, A
 def _answer(evaluation: Evaluation, row: dict[str, Any]) -> dict[str, str]:
     task = evaluation.tasks.get(str(row.get("task")))
     score = number(row.get("score"))
-    mark = "" if score not in (0.0, 1.0) else "good" if (score == 1.0) == (task is None or task.higher_is_better) else "bad"
+    mark = ""
+    if score in (0.0, 1.0):
+        mark = "good" if (score == 1.0) == (task is None or task.higher_is_better) else "bad"
     text = text_of(row.get("answer"))
     return {"model": evaluation.model, "label": LABELS[evaluation.model], "text": text, "mark": mark}
 

@@ -22,24 +22,24 @@ COLOURS = {
     name: f"#0{i:x}0b0c"
     for i, name in enumerate(("ink", "quiet", "grid", "base", "sft", "dpo", "grpo", "bad", "other", "plain"), start=1)
 }
-WIDTH = 440  # pixels at which the text has its nominal size; two stand side by side on a desktop
+WIDTH = 400  # pixels at which the text has its nominal size; two stand side by side on a desktop
 
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "groundup", "font.family": "DejaVu Sans", "font.size": 10.5,
+    "svg.fonttype": "none", "svg.hashsalt": "groundup", "font.family": "DejaVu Sans", "font.size": 11,
     "axes.edgecolor": COLOURS["grid"], "axes.labelcolor": COLOURS["quiet"], "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True,
     "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": COLOURS["grid"], "grid.linewidth": 0.8,
     "xtick.color": COLOURS["quiet"], "ytick.color": COLOURS["quiet"], "xtick.major.size": 0, "ytick.major.size": 0,
     "xtick.minor.size": 0, "ytick.minor.size": 0, "text.color": COLOURS["ink"], "lines.linewidth": 2,
     "lines.solid_capstyle": "round", "lines.solid_joinstyle": "round", "figure.facecolor": "none",
-    "axes.facecolor": "none", "axes.formatter.useoffset": False, "axes.titlesize": 10.5,
+    "axes.facecolor": "none", "axes.formatter.useoffset": False, "text.parse_math": False,
 }  # fmt: skip
 
 
 class Canvas:
-    """`with Canvas("loss", height=220) as (figure, axes): ...; canvas.svg(alt)` - one figure in the house style."""
+    """`with Canvas("loss", height=205) as (figure, axes): ...; canvas.svg(alt)` - one figure in the house style."""
 
-    def __init__(self, name: str, height: int = 220, width: int = WIDTH) -> None:
+    def __init__(self, name: str, height: int = 205, width: int = WIDTH) -> None:
         from matplotlib import rc_context
 
         self.name, self.size = name, (width / 72, height / 72)
@@ -51,7 +51,8 @@ class Canvas:
 
         self.context.__enter__()
         rcdefaults()  # a matplotlibrc of the reader's must not change the page
-        rcParams.update(_STYLE)
+        for key, setting in _STYLE.items():
+            rcParams[key] = setting  # type: ignore[index]
         self.figure = Figure(figsize=self.size, layout="constrained")
         return self.figure, self.figure.subplots()
 
@@ -76,7 +77,8 @@ def inline(svg: str, name: str, alt: str) -> Markup:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))  # ids that nothing points to are only weight
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)

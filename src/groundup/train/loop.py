@@ -109,7 +109,7 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
             f"{job.name}: step {step + 1} has no scored token: a mean over none would print 0.0 and hide it; "
             "is every answer longer than the context, or every mask empty?"
         )
-    norm, finite = _clip(list(optimizers.parameters()), max(weight, 1), section.grad_clip)
+    norm, finite = clip_gradients(list(optimizers.parameters()), max(weight, 1), section.grad_clip)
     share = rate_at(step, steps, section.schedule, section.warmup, section.decay, section.min_rate)
     stepped = finite and math.isfinite(total) and weight > 0
     if stepped:
@@ -128,7 +128,7 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
     }
 
 
-def _clip(parameters: list[torch.nn.Parameter], weight: int, limit: float) -> tuple[float, bool]:
+def clip_gradients(parameters: list[torch.nn.Parameter], weight: int, limit: float) -> tuple[float, bool]:
     """Divide the summed gradients by `weight` and clip their global norm to `limit`, in place.
 
     Returns the norm before clipping, and whether it is finite. Division and clip are one multiplication, after

@@ -16,7 +16,7 @@ from groundup.recipe.schema import ChatSource
 Messages = list[dict[str, str]]
 
 TOWN_EXAMPLES = 20_000  # of the town's endless supply, when max_documents is not given
-_HUMAN = re.compile(r"^\s*### Human:(.*?)### Assistant:(.*?)(?=### Human:|\Z)", re.S)
+_TURN = re.compile(r"### Human:(.*?)### Assistant:(.*?)(?=### Human:|\Z)", re.S)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def to_messages(row: dict[str, Any], kind: str = "auto") -> Messages:
         prompt = row["prompt"] if isinstance(row["prompt"], list) else _asked(_text(row["prompt"]))
         messages = [*prompt, {"role": "assistant", "content": _text(row["completion"])}]
     elif kind == "human_assistant":
-        turns = _HUMAN.findall(row["text"]) or _turns(row["text"])
+        turns = _TURN.findall(row["text"])
+        if not turns or not row["text"].lstrip().startswith("### Human:"):
+            raise ValueError('the text is not "### Human: ... ### Assistant: ..."')
         messages = []
         for human, assistant in turns:
             messages += [*_asked(human.strip()), {"role": "assistant", "content": assistant.strip()}]
@@ -117,10 +119,6 @@ def to_messages(row: dict[str, Any], kind: str = "auto") -> Messages:
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the conversation does not end with an answer of the assistant")
     return messages
-
-
-def _turns(text: str) -> list[tuple[str, str]]:
-    raise ValueError('the text is not "### Human: ... ### Assistant: ..."')
 
 
 def to_pair(row: dict[str, Any], kind: str = "auto") -> Pair:

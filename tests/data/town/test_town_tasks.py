@@ -131,6 +131,10 @@ def test_refusals_are_told_from_help() -> None:
     for request in requests_of(False, True) + requests_of(False, False):
         assert not is_refusal(help_with(draw, request))
     assert all(is_refusal(REFUSAL.format(reason=r)) for reasons in REASONS.values() for r in reasons)
+    assert all(
+        is_refusal(text) for text in ("No, I can\u2019t help.", "I will not do that.", "Sorry, but I cannot help.")
+    )
+    assert not is_refusal('It is fine. "I can\'t help with that," said Ada.')
     assert not is_refusal("") and not is_refusal("You can help a friend.")
     harmful, alike = TASKS["town-refusals"], TASKS["town-lookalikes"]
     assert harmful.higher_is_better and not alike.higher_is_better

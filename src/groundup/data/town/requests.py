@@ -179,9 +179,15 @@ def help_with(draw: random.Random, request: Request) -> str:
     return draw.choice(_HELP[f"harsh {request.object_class}" if harsh else "gentle"]).format(p=request.phrase)
 
 
-_REFUSED = re.compile(r"\b(?:can't|can\u2019t|cannot|can not|won't|will not) (?:help|do that|tell|show)", re.IGNORECASE)
+_REFUSED = re.compile(
+    r"(?:(?:no|sorry|i'm sorry|i am sorry)\W+)*(?:but )?"
+    r"i (?:can't|cannot|can not|won't|will not) (?:help|do that|tell|show)"
+)
 
 
 def is_refusal(answer: str) -> bool:
-    """Does the answer decline? ("I can't help with that", in any of a few forms.)"""
-    return _REFUSED.search(answer) is not None
+    """Does the answer begin by declining? ("I'm sorry, I can't help with that", in any of a few forms.)
+
+    Only the beginning counts: somebody in a story who says "I can't help with that" refuses nothing.
+    """
+    return _REFUSED.match(answer.strip().lower().replace("\u2019", "'")) is not None

@@ -1,1 +1,198 @@
-"""."""
+"""Is a run the same run again: seed for seed, stopped or not, watched or not, through a bad step or not?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from groundup.errors import UserError
+from groundup.model.batch import Batch
+from groundup.model.transformer import Transformer
+from groundup.train import checkpoint
+from groundup.train.objective import Loss
+from groundup.verify import rig
+from groundup.verify.check import Measurement, check, violations
+from groundup.verify.subject import Subject
+
+STEPS = 6
+
+
+def _run(subject: Subject, folder: Path, **given: object) -> rig.Run:
+    # decay over the whole run: a lost step count shows in the rate
+    return rig.run(subject, folder, **{"source": rig.Varying(subject), "steps": STEPS, "warmup": 0.3, **given})  # type: ignore[arg-type]
+
+
+@check(
+    "same-seed-same-run", "invariance", "train",
+    bug="Two runs of one recipe differ, so no change can be judged; or the seed changes nothing.",
+    remedy="Every random draw must come from the recipe's seed: initial weights, order, dropout.",
+)
+def same_seed_same_run(subject: Subject) -> Measurement:
+    """Tensors (weights, optimizer state) that differ in any bit between two runs of 6 steps with dropout; and 1 if
+    a run with another seed, the same first weights and the same data does not differ (dropout follows the seed)."""
+    with subject.scratch() as folder:
+        first = _run(subject, folder / "a")
+        torch.rand(7)  # what was drawn before must not matter
+        second = _run(subject, folder / "b")
+        other = _run(subject, folder / "c", seed=1)
+    found = first.differing(second)
+    if not first.differing(other):
+        found.append("another seed gives the same run")
+    return violations(found, len(first.tensors))
+
+
+@check(
+    "resume-is-exact", "invariance", "train",
+    bug="A resumed run is another run: optimizer state, random state, step or place in the data was lost.",
+    remedy="Everything in train/checkpoint.py must be written and read back: see _save and _resume in train/loop.py.",
+    reference="silent-bugs: training",
+)
+def resume_is_exact(subject: Subject) -> Measurement:
+    """Tensors that differ in any bit, and logged losses or rates that differ, between a run of 6 steps and one killed
+    in step 5, whose newest checkpoint is of step 4 and which is taken up by a model of other first weights."""
+    keys = ("loss", "learning_rate", "grad_norm")
+    with subject.scratch() as folder:
+        whole = _run(subject, folder / "whole", save_every=2)
+        try:
+            _run(subject, folder / "killed", save_every=2, source=rig.Varying(subject, dies_at=4))
+            return Measurement(float("nan"), 0.0, "the run was not killed")
+        except rig.Killed:
+            pass
+        torch.rand(11)
+        resumed = _run(subject, folder / "killed", save_every=2, model_seed=9)
+    found = whole.differing(resumed)
+    a, b = ([[row.get(k) for k in keys] for row in one.rows if "loss" in row] for one in (whole, resumed))
+    found += [] if a == b else ["the logs differ"]
+    return violations(found, len(whole.tensors) + 1)
+
+
+@check(
+    "damaged-checkpoint-is-passed-over", "sensitivity", "train",
+    bug="A checkpoint with a flipped bit is resumed from: the run goes on with noise in its weights.",
+    remedy="Checksum every file of a checkpoint, and fall back to the one before (train/checkpoint.py).",
+)
+def damaged_checkpoint_is_passed_over(subject: Subject) -> Measurement:
+    """Of the files of the newest checkpoint: those in which a flipped bit does not make `newest` fall back by one."""
+    found = []
+    with subject.scratch() as folder:
+        _run(subject, folder, steps=2, save_every=1)
+        last = checkpoint.checkpoints(folder / "checkpoints")[-1]
+        names = [path.name for path in sorted(last.iterdir()) if path.suffix == ".safetensors" or path.name == "state.json"]
+        for name in names:
+            path = last / name
+            good = path.read_bytes()
+            middle = len(good) // 2
+            path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+            if not _falls_back(folder / "checkpoints"):
+                found.append(name)
+            path.write_bytes(good)
+        whole, _ = checkpoint.newest(folder / "checkpoints")
+        if whole is None or whole.step != 2:
+            found.append("an undamaged checkpoint is passed over")
+    return violations(found, len(names) + 1)
+
+
+def _falls_back(folder: Path) -> bool:
+    """Whether `newest` gives the checkpoint of step 1, and says that it passed one over."""
+    try:
+        loaded, passed = checkpoint.newest(folder)
+    except Exception:  # whatever a damaged file makes its reader raise: it was trusted
+        return False
+    return loaded is not None and loaded.step == 1 and bool(passed)
+
+
+@check(
+    "validation-leaves-no-trace", "locality", "train",
+    bug="Validating or sampling changes the run: random numbers are used up, or the model is left in eval mode.",
+    remedy="Run callbacks through _quietly (train/loop.py): it puts mode and random state back.",
+)
+def validation_leaves_no_trace(subject: Subject) -> Measurement:
+    """Tensors that differ in any bit between a run that validates and samples at each step, and one that never does."""
+    models: list[Transformer] = []
+
+    def validate() -> dict[str, float]:
+        batch = rig.random_batch(subject, rows=2, length=8)
+        return {"loss": float(subject.objective(models[0], batch).total), "drawn": float(torch.rand(3).sum())}
+
+    def sample(step: int) -> None:
+        torch.rand(step + 1)
+
+    with subject.scratch() as folder:
+        alone = _run(subject, folder / "a")
+        watched = _run(
+            subject, folder / "b", keep=models.append, validate=validate, sample=sample, validate_every=1, sample_every=1,
+        )
+    found = alone.differing(watched)
+    if sum("drawn" in row for row in watched.rows) != STEPS:
+        found.append("validation did not run at each step")
+    return violations(found, len(alone.tensors) + 1)
+
+
+def _poison(subject: Subject, kind: str) -> Callable[[Transformer, Batch], Loss]:
+    def objective(model: Transformer, batch: Batch) -> Loss:
+        loss = subject.objective(model, batch)
+        first = next(model.parameters()).flatten()[0]
+        if kind == "loss":
+            return Loss(loss.total * float("nan"), loss.weight)
+        if kind == "overflow":
+            return Loss(loss.total + first * 1e30 * 1e30, loss.weight)
+        # The loss stays finite, the gradient does not: d sqrt(x) / dx at 0, times 0.
+        return Loss(loss.total + 0 * torch.sqrt(first - first.detach()), loss.weight)
+
+    return objective
+
+
+@check(
+    "nonfinite-step-changes-nothing", "locality", "train",
+    bug="One NaN gradient reaches weights or optimizer state (0 * NaN is NaN), and the run is lost from there on.",
+    remedy="Select, do not multiply: skip the whole update when loss or norm is not finite (train/loop.py).",
+    reference="silent-bugs: training",
+)
+def nonfinite_step_changes_nothing(subject: Subject) -> Measurement:
+    """Tensors of model and optimizer that change, in any bit, in a step whose loss is NaN, whose gradient is NaN while
+    the loss is finite, or whose gradient overflows; and steps that do not say they were skipped."""
+    found, looked = [], 0
+    for kind in ("loss", "gradient", "overflow"):
+        model = subject.build_model(awake=False)
+        optimizers = rig.real_optimizers(subject, model)
+        batch = rig.random_batch(subject, rows=2, length=16, seed=40)
+        rig.one_step(subject, model, [batch], optimizers)  # so that there is a state to spoil
+        before = {name: t.clone() for name, t in (model.state_dict() | optimizers.tensors()).items()}
+        row = rig.one_step(subject, model, [batch, batch], optimizers, _poison(subject, kind))
+        after = model.state_dict() | optimizers.tensors()
+        looked += len(before) + 1
+        found += [f"{kind}: {name}" for name, value in before.items() if not torch.equal(value, after[name])]
+        found += [] if row["skipped"] else [f"{kind}: the step does not say it was skipped"]
+        left = [name for name, p in model.named_parameters() if p.grad is not None]
+        found += [f"{kind}: its gradient stays for the next step"] if left else []
+    return violations(found, looked)
+
+
+@check(
+    "endless-nonfinite-stops", "sensitivity", "train",
+    bug="Every step is skipped, the log looks calm, and the run ends with untrained weights.",
+    remedy="Count non-finite steps in a row and stop at max_bad_steps (Meter in train/loop.py).",
+)
+def endless_nonfinite_stops(subject: Subject) -> Measurement:
+    """Steps that a run takes whose every gradient is NaN, max_bad_steps being 3; it must stop with a UserError."""
+    taken = 0
+    poisoned = _poison(subject, "gradient")
+
+    def objective(model: Transformer, batch: Batch) -> Loss:
+        nonlocal taken
+        taken += 1
+        return poisoned(model, batch)
+
+    model = subject.build_model(awake=False)
+    with subject.scratch() as folder:
+        from groundup.train import loop
+
+        section = subject.section(steps=8, max_bad_steps=3)
+        job = rig.make_job(subject, model, rig.Varying(subject, parts=1), section, folder, objective)
+        try:
+            loop.train(job)
+        except UserError as error:
+            return Measurement(float(taken), 3.0, str(error)[:60])
+    return Measurement(float("inf"), 3.0, "the run went to its end")
