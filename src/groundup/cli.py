@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from groundup import __version__
-from groundup.errors import CheckFailed, Interrupted, UserError, did_you_mean
+from groundup.errors import CheckFailed, Interrupted, UserError
+from groundup.runs import existing, load_engine, open_run, pick, run_folder
 
 if TYPE_CHECKING:  # heavy rooms are imported inside the commands, so that --help is quick
-    from groundup.infer.engine import Engine
     from groundup.pipeline import Pipeline
+
+
+class Commands(TyperGroup):
+    """Ctrl-C and SIGTERM become `Interrupted` here, before Typer makes them a silent exit."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("what was finished is kept; run the same command again to go on") from None
+
 
 app = typer.Typer(
     name="groundup",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -39,7 +54,10 @@ RUNS = Path("runs")
 
 
 def _print(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    from groundup.record.files import plain
+
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=not unicode, allow_nan=False))
 
 
 def _version(asked: bool) -> None:
@@ -66,13 +84,18 @@ def new(
     ] = "town",
 ) -> None:
     """Write an annotated recipe."""
-    from groundup.recipe.new import write_recipe
+    from groundup.recipe.new import recipe_text
+    from groundup.record.files import atomic_write
 
-    path = write_recipe(name, source, params, Path.cwd())
+    name = name.removesuffix(".yaml")
+    text, path = recipe_text(name, source, params), Path.cwd() / f"{name}.yaml"
+    if path.exists():
+        raise UserError(f"{path} exists; choose another name, or delete it first")
+    atomic_write(path, text)
     typer.echo(f"wrote {path}\nnext: groundup plan {path.name}, then groundup run {path.name}")
 
 
-@app.command(epilog="Examples: `groundup plan town` · `groundup plan my.yaml --set model.params=10M --json`")
+@app.command(epilog="Examples: `groundup plan town` · `groundup plan my.yaml --set pretrain.steps=2000 --json`")
 def plan(recipe: RecipeArg, overrides: SetOpt = None, as_json: JsonOpt = False) -> None:
     """Count before you build: parameters, FLOPs, tokens, memory, time, and every `auto` with its reason."""
     from groundup.console import Reporter
@@ -124,22 +147,27 @@ def _closing(pipeline: Pipeline) -> None:
 @app.command(epilog="Example: `groundup status runs/town --json`")
 def status(run: RunArg, runs: RunsOpt = RUNS, as_json: JsonOpt = False) -> None:
     """Each stage of a run: state, seconds, key metrics."""
-    pipeline = _of_run(run, runs)
+    pipeline = open_run(run, runs)
     rows = pipeline.status()
     if as_json:
         _print({"run": str(pipeline.ctx.run.path), "stages": rows})
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from groundup.console import duration
 
     out = Table("stage", "status", "time", "metrics")
     for row in rows:
-        numbers = [f"{k} {v:.4g}" for k, v in row["metrics"].items() if type(v) in (int, float)][:5]
+        numbers = [f"{k} {_short(v)}" for k, v in row["metrics"].items() if type(v) in (int, float)][:5]
         took = duration(row["seconds"]) if row["seconds"] is not None else ""
-        out.add_row(row["name"], row["status"], took, ", ".join(numbers))
+        out.add_row(row["name"], row["status"], took, escape(row["why"]) or ", ".join(numbers))
     Console().print(out)
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 @app.command(epilog="Examples: `groundup verify town` · `groundup verify runs/town --only causality --json`")
@@ -151,20 +179,24 @@ def verify(
     as_json: JsonOpt = False,
 ) -> None:
     """The silent-bug checks. Exit 1 when one fails."""
-    from groundup.verify.run import report, run_checks, show
+    from groundup.console import Reporter
+    from groundup.pipeline import Pipeline
+    from groundup.verify.run import report as reported
+    from groundup.verify.run import run_checks, select, show
     from groundup.verify.subject import Subject
 
-    folder = _run_folder(target, runs)
+    chosen = select(only)
+    folder = run_folder(target, runs)
     if folder is not None:
-        pipeline = _of_run(target, runs)
-        subject = Subject.of_run(pipeline.ctx.recipe, pipeline.ctx.run)
+        if overrides:
+            raise UserError("--set goes with a recipe; a run is checked as it was made")
+        ctx = open_run(target, runs).ctx
+        subject = Subject.of_run(ctx.recipe, ctx.run)
     else:
-        from groundup.console import Reporter
-        from groundup.pipeline import Pipeline
-
-        pipeline = Pipeline.open(target, runs, overrides, Reporter(quiet=True))
-        subject = Subject.of_recipe(pipeline.ctx.recipe)
-    found = report(run_checks(subject, only=only))
+        subject = Subject.of_recipe(Pipeline.open(target, runs, overrides, Reporter(quiet=True)).ctx.recipe)
+    with Reporter(quiet=as_json).bar("verify", len(chosen), unit="checks") as bar:
+        results = run_checks(subject, only, on_check=lambda done, total, result: bar.update(done, result.id))
+    found = reported(results)
     _print(found) if as_json else show(found)
     if found["failed"]:
         raise CheckFailed(f"{found['failed']} of {len(found['checks'])} checks failed")
@@ -186,18 +218,18 @@ def evaluate(
 
     from groundup.console import Reporter
     from groundup.evaluate.run import evaluate_model
-    from groundup.stages.base import checked_model
+    from groundup.stages.base import checked_model, evaluation
 
-    pipeline = _of_run(run, runs)
-    name, folder = _pick(pipeline, stage)
-    section = pipeline.ctx.recipe.evaluate
+    pipeline = open_run(run, runs)
+    name, folder = pick(pipeline, stage)
+    section = evaluation(pipeline.ctx.recipe.evaluate, pipeline.ctx.base)
     chosen = list(section.tasks)
     if tasks:
         known = {t if isinstance(t, str) else t.name: t for t in section.tasks}
         chosen = [known.get(t, t) for item in tasks for t in item.split(",")]
     section = section.model_copy(update={"tasks": chosen, "limit": limit or section.limit})
     tokenizer = pipeline.ctx.tokenizer()
-    model = checked_model(folder, tokenizer).to(pipeline.ctx.recipe.device)
+    model = checked_model(folder, tokenizer).to(pipeline.ctx.device)
     with tempfile.TemporaryDirectory() as out, Reporter(quiet=as_json).bar(f"evaluate {name}", None) as bar:
         results = evaluate_model(
             model,
@@ -229,7 +261,15 @@ def compare(run: RunArg, runs: RunsOpt = RUNS, as_json: JsonOpt = False) -> None
     from groundup.evaluate.compare import compare as compared
     from groundup.evaluate.compare import table
 
-    found = compared(_existing(run, runs))
+    pipeline = open_run(run, runs)
+    found = compared(pipeline.ctx.run.path)
+    current = {row["name"] for row in pipeline.status() if row["status"] == "done"}
+    for model in found["models"]:
+        model["stale"] = f"evaluate-{model['stage']}" not in current
+        if model["stale"]:
+            typer.echo(
+                f"warning: {model['stage']} is of other settings than the run's recipe: see groundup status", err=True
+            )
     _print(found) if as_json else Console().print(table(found))
 
 
@@ -250,7 +290,7 @@ def sample(
     """Continue a text, streaming."""
     from groundup.infer.sample import SamplingParams
 
-    name, engine = _engine(_of_run(run, runs), stage)
+    name, engine = load_engine(open_run(run, runs), stage)
     tokenizer = engine.tokenizer
     ids = (
         engine.chat_prompt([{"role": "user", "content": prompt}])
@@ -270,9 +310,10 @@ def sample(
             }
         )
         return
+    pieces = engine.stream(ids, params)  # refuses a prompt that is too long: before anything is printed
     if not chat:
         typer.echo(prompt, nl=False)
-    for piece in engine.stream(ids, params):
+    for piece in pieces:
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo()
@@ -287,40 +328,24 @@ def chat(
     system: Annotated[str | None, typer.Option(help="system message")] = None,
     runs: RunsOpt = RUNS,
 ) -> None:
-    """Talk in the terminal. An empty line or Ctrl-D ends, /reset forgets what was said."""
+    """Talk in the terminal. An empty line or Ctrl-D ends, Ctrl-C cuts an answer short, /reset forgets what was said."""
+    from groundup.console import talk
     from groundup.infer.sample import SamplingParams
 
-    name, engine = _engine(_of_run(run, runs), stage)
-    tokenizer = engine.tokenizer
-    start = [{"role": "system", "content": system}] if system else []
-    messages = list(start)
-    typer.echo(f"{name} of {run}; an empty line ends, /reset starts over", err=True)
-    turn = 0
-    while True:
-        try:
-            text = input("you> ").strip()
-        except EOFError:
-            break
-        if not text:
-            break
-        if text == "/reset":
-            messages = list(start)
-            continue
-        messages.append({"role": "user", "content": text})
+    name, engine = load_engine(open_run(run, runs), stage)
+    stops = (engine.tokenizer.end, engine.tokenizer.eos)
+    room = min(max_new_tokens, engine.context // 4)
+
+    def answer(messages: list[dict[str, str]], turn: int) -> Iterator[str]:
+        first = 1 if system else 0
         ids = engine.chat_prompt(messages)
-        while len(ids) >= engine.context and len(messages) > len(start) + 1:
-            del messages[len(start)]  # the oldest turn makes room
+        while len(ids) + room > engine.context and len(messages) > first + 2:
+            del messages[first : first + 2]  # the oldest question and its answer make room
             ids = engine.chat_prompt(messages)
-        params = SamplingParams(max_new_tokens, temperature, seed=turn, stop_ids=(tokenizer.end, tokenizer.eos))
-        typer.echo(f"{name}> ", nl=False)
-        said = ""
-        for piece in engine.stream(ids, params):
-            said += piece
-            typer.echo(piece, nl=False)
-            sys.stdout.flush()
-        typer.echo()
-        messages.append({"role": "assistant", "content": said})
-        turn += 1
+        return engine.stream(ids, SamplingParams(max_new_tokens, temperature, seed=turn, stop_ids=stops))
+
+    typer.echo(f"{name} of {run}; an empty line ends, /reset starts over", err=True)
+    talk(name, answer, system)
 
 
 @app.command(epilog="Example: `groundup serve runs/town --port 8080`")
@@ -333,13 +358,13 @@ def serve(
     """An OpenAI-style server and a chat page, for all models of a run."""
     from groundup.serve.run import serve_run
 
-    pipeline = _of_run(run, runs)
+    pipeline = open_run(run, runs)
     serve_run(
         pipeline.ctx.run,
         pipeline.ctx.tokenizer(),
         host,
         port,
-        pipeline.ctx.recipe.device,
+        pipeline.ctx.device,
         lambda url: typer.echo(f"chat page {url}\nAPI       {url}/v1   (Ctrl-C ends)", err=True),
     )
 
@@ -356,8 +381,8 @@ def export(
     """Write a model for other tools, with its tokenizer, chat template and card."""
     from groundup.release.export import export_model
 
-    pipeline = _of_run(run, runs)
-    name, folder = _pick(pipeline, stage)
+    pipeline = open_run(run, runs)
+    name, folder = pick(pipeline, stage)
     found = export_model(pipeline.ctx.run, name, folder, pipeline.ctx.tokenizer(), to, out)
     _print(found) if as_json else typer.echo(f"wrote {name} to {out} ({found['architecture']})")
 
@@ -367,8 +392,9 @@ def card(run: RunArg, runs: RunsOpt = RUNS, as_json: JsonOpt = False) -> None:
     """Write the model card from the run's records."""
     from groundup.release.card import write_card
 
-    folder = _existing(run, runs)
+    folder = existing(run, runs)
     path = write_card(folder, folder / "card")
+    _written_again(folder, "card")
     _print({"card": str(path)}) if as_json else typer.echo(f"wrote {path}")
 
 
@@ -378,72 +404,38 @@ def report(run: RunArg, runs: RunsOpt = RUNS, as_json: JsonOpt = False) -> None:
     from groundup.report.collect import report_json
     from groundup.report.page import write_report
 
-    folder = _existing(run, runs)
+    folder = existing(run, runs)
     if as_json:
         _print(report_json(folder))
         return
     typer.echo(f"wrote {write_report(folder, folder / 'report' / 'index.html')}")
+    _written_again(folder, "report")
 
 
-def _run_folder(run: str, runs: Path) -> Path | None:
-    """The run folder meant by a path or by a name below `runs`; None when there is none."""
-    for folder in (Path(run), runs / run):
-        if (folder / "recipe.resolved.yaml").is_file():
-            return folder
-    return None
+def _written_again(folder: Path, stage: str) -> None:
+    """Let the stage's record name the files as they are now, or the next run would take them for damaged."""
+    from groundup.record.rundir import RunDir
 
-
-def _existing(run: str, runs: Path) -> Path:
-    folder = _run_folder(run, runs)
-    if folder is None:
-        names = [p.parent.name for p in runs.glob("*/recipe.resolved.yaml")]
-        raise UserError(f"no run at {run}{did_you_mean(Path(run).name, names)}; `groundup run RECIPE` makes one")
-    return folder
-
-
-def _of_run(run: str, runs: Path) -> Pipeline:
-    from groundup.console import Reporter
-    from groundup.pipeline import Pipeline
-
-    folder = _existing(run, runs)
-    pipeline = Pipeline.open(folder / "recipe.resolved.yaml", folder.parent, None, Reporter(quiet=True))
-    pipeline.ctx.run.path = folder
-    return pipeline
-
-
-def _pick(pipeline: Pipeline, stage: str | None) -> tuple[str, Path]:
-    """(display name, model folder) of the asked model, or of the last one made."""
-    from groundup.stages.base import made_models
-
-    made = made_models(pipeline.ctx.run)
-    name = {"pretrain": "base"}.get(stage or "", stage) or list(made)[-1]
-    if name not in made:
-        raise UserError(f"{pipeline.ctx.run.path} has no {name} model{did_you_mean(name, made)}")
-    return name, made[name]
-
-
-def _engine(pipeline: Pipeline, stage: str | None) -> tuple[str, Engine]:
-    from groundup.infer.engine import Engine
-    from groundup.stages.base import checked_model
-
-    name, folder = _pick(pipeline, stage)
-    tokenizer = pipeline.ctx.tokenizer()
-    device = pipeline.ctx.recipe.device
-    return name, Engine(checked_model(folder, tokenizer).to(device), tokenizer, device=device)
+    run = RunDir(folder)
+    record = run.record(stage)
+    if record is not None:
+        run.write_stage(record.model_copy(update={"finished": ""}))
 
 
 def main() -> None:
     """Entry point: turns our errors into messages and exit codes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has a handler of its own
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to stop
     try:
-        app(standalone_mode=True)
+        app(prog_name="groundup")
     except UserError as e:
         _fail(str(e), 2)
     except CheckFailed as e:
         _fail(str(e), 1)
-    except Interrupted as e:
-        _fail(str(e), 130, "stopped")
-    except KeyboardInterrupt:
-        _fail("stopped; what was finished is kept: run the same command again to go on", 130, "stopped")
+    except (Interrupted, KeyboardInterrupt) as e:
+        _fail(str(e) or "run the same command again to go on", 130, "stopped")
     except BrokenPipeError:  # `groundup ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

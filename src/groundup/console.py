@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +18,10 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+from groundup.errors import UserError
+
+Messages = list[dict[str, str]]
 
 PLAIN_EVERY = 5.0  # seconds between two lines of a stage where there is no terminal
 
@@ -95,3 +100,40 @@ class Bar:
             of = f"/{self.total}" if self.total else ""
             unit = f" {self.unit}" if self.unit else ""
             self.reporter.say(f"[{self.stage}] {done}{of}{unit}  {note}  {rest}".rstrip())
+
+
+def talk(name: str, answer: Callable[[Messages, int], Iterator[str]], system: str | None = None) -> None:
+    """A conversation on the terminal, until an empty line, Ctrl-D or Ctrl-C at the prompt.
+
+    answer(messages, turn) gives the next answer piece by piece; it may drop messages that no longer fit. A UserError
+    of it costs the last message, not the conversation; Ctrl-C while it speaks cuts the answer short.
+    """
+    start: Messages = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    for turn in count():
+        try:
+            text = input("you> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not text:
+            return
+        if text == "/reset":
+            messages = list(start)
+            continue
+        messages.append({"role": "user", "content": text})
+        said = ""
+        try:
+            pieces = answer(messages, turn)
+            print(f"{name}> ", end="", flush=True)
+            for piece in pieces:
+                said += piece
+                print(piece, end="", flush=True)
+        except UserError as e:
+            messages.pop()
+            print(f"({e})", file=sys.stderr)
+            continue
+        except KeyboardInterrupt:
+            pass
+        print()
+        messages.append({"role": "assistant", "content": said})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +17,19 @@ from groundup.errors import UserError, did_you_mean
 from groundup.plan.host import this_host
 from groundup.plan.resolve import Resolved, resolve
 from groundup.recipe.load import dump_recipe, load_recipe
-from groundup.recipe.schema import Recipe
-from groundup.record.files import atomic_write
+from groundup.recipe.schema import Recipe, walk
+from groundup.record.files import atomic_write, read_json, write_json
 from groundup.record.rundir import RunDir
 from groundup.record.stage import StageRecord, begin, stage_key
 from groundup.stages import outcome, prepare, training
-from groundup.stages.base import Context, Stage, sources_read, tasks_read, use_threads
+from groundup.stages.base import MODEL_STAGES, Context, Stage, sources_read, tasks_read, use_threads
+from groundup.stages.preflight import preflight
 
 RESOLVED = "recipe.resolved.yaml"
+ORIGIN = ".origin.json"  # where the recipe stood: relative paths in it are looked for there
+OWNER = ".key"  # in a stage's folder: the key that what lies there belongs to, finished or not
+PREVIOUS = ".previous"  # one earlier result of each stage that is costly to make
+CHANGES_SHOWN = 8
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -104,7 +111,7 @@ def _evaluation(stage: str) -> Stage:
     name = "base" if stage == "pretrain" else stage
     reads: Callable[[Context], dict[str, Any]] = lambda c: {  # noqa: E731
         "evaluate": c.recipe.evaluate,
-        "tasks": tasks_read(c.recipe.evaluate.tasks),
+        "tasks": tasks_read(c.recipe.evaluate.tasks, c.base),
         "seed": c.recipe.seed,
     }
     return Stage(f"evaluate-{name}", reads, (stage, "data"), outcome.evaluate(stage))
@@ -140,12 +147,25 @@ class Pipeline:
     ) -> Pipeline:
         """Load and resolve a recipe; nothing is written."""
         recipe = load_recipe(recipe_path, overrides)
+        if Path(runs).exists() and not Path(runs).is_dir():
+            raise UserError(f"--runs {runs} is a file; give a folder")
         base = Path(recipe_path).resolve().parent
         resolved, notes, host = resolve_here(recipe, base)
         reporter = reporter or Reporter()
         ctx = Context(resolved, RunDir(Path(runs) / recipe.name), base, host, reporter, notes)
         use_threads(resolved)
         return cls(ctx, stages_of(resolved))
+
+    @classmethod
+    def of_run(cls, folder: Path, reporter: Reporter | None = None) -> Pipeline:
+        """What a run's folder holds, to be read; also on a machine without the GPU that made it."""
+        recipe = load_recipe(folder / RESOLVED)
+        origin = folder / ORIGIN
+        base = Path(read_json(origin)["folder"]) if origin.exists() else folder
+        use_threads(recipe)
+        return cls(
+            Context(recipe, RunDir(folder), base, this_host(), reporter or Reporter(quiet=True), []), stages_of(recipe)
+        )
 
     def keys(self) -> dict[str, str]:
         """Stage name -> key: the hash of everything that decides its result."""
@@ -162,36 +182,52 @@ class Pipeline:
             if asked is not None and asked not in names:
                 raise UserError(f'this recipe has no stage "{asked}"{did_you_mean(asked, names)}')
         keys = self.keys()  # before the lock: a missing file is told of before anything is touched
+        wanted = [stage for stage in self.stages if only in (None, stage.name)]
+        if until is not None:
+            wanted = [stage for stage in wanted if names.index(stage.name) <= names.index(until)]
         ctx = self.ctx
+        if only is not None:
+            self._need_inputs(wanted[0], keys)
+        preflight(ctx, {stage.name for stage in wanted if not self._is_done(stage, keys)})
         with ctx.run.lock():
+            self._tell_changes()
             comments = {note.key: f"auto: {note.reason} ({note.source})" for note in ctx.notes}
             atomic_write(ctx.run.path / RESOLVED, dump_recipe(ctx.recipe, comments))
-            for stage in self.stages:
-                if only is not None and stage.name != only:
-                    continue
+            write_json(ctx.run.path / ORIGIN, {"folder": str(ctx.base)})
+            for stage in wanted:
                 self._one(stage, keys)
-                if stage.name == until:
-                    break
+
+    def _is_done(self, stage: Stage, keys: dict[str, str]) -> bool:
+        record = self.ctx.run.record(stage.name)
+        return record is not None and record.key == keys[stage.name]
+
+    def _tell_changes(self) -> None:
+        """Say what differs from the recipe that this folder was made with: a typo shows before it costs hours."""
+        try:
+            before = dict(walk(load_recipe(self.ctx.run.path / RESOLVED).model_dump(mode="json")))
+        except UserError:  # the first run, or a recipe of another version
+            return
+        now = dict(walk(self.ctx.recipe.model_dump(mode="json")))
+        changes = [f"{k} {before.get(k)} -> {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
+        if changes:
+            more = f", and {len(changes) - CHANGES_SHOWN} more" if len(changes) > CHANGES_SHOWN else ""
+            self.ctx.reporter.say(f"changed since the last run: {', '.join(changes[:CHANGES_SHOWN])}{more}")
 
     def _one(self, stage: Stage, keys: dict[str, str]) -> None:
         ctx, key = self.ctx, keys[stage.name]
+        again = self._why_again(stage, keys)
+        if again is not None and self._take_back(stage.name, key):
+            again = None
         record = ctx.run.record(stage.name)
-        if record is not None and record.key == key:
-            broken = ctx.run.problems(stage.name)
-            if not broken:
-                self.done[stage.name] = record
-                ctx.reporter.say(
-                    f"{stage.name}: done before, nothing to do ({duration(record.seconds)} then)", style="dim"
-                )
-                return
-            ctx.reporter.warn(f"{stage.name}: runs again: {'; '.join(broken)}")
-        for name in stage.inputs:
-            made = ctx.run.record(name)
-            if made is None or made.key != keys[name]:
-                raise UserError(
-                    f"{stage.name} needs {name}, which has not run with this recipe: leave --only away, or run it first"
-                )
+        if again is None and record is not None:
+            self.done[stage.name] = record
+            ctx.reporter.say(f"{stage.name}: done before, nothing to do ({duration(record.seconds)} then)", style="dim")
+            return
+        if again:
+            ctx.reporter.say(f"{stage.name}: runs again: {again}", style="yellow")
+        self._need_inputs(stage, keys)
         ctx.reporter.say(f"{stage.name} ...", style="bold")
+        self._claim(stage.name, key)
         ctx.warnings = []
         began = time.monotonic()
         fresh = begin(stage.name, key, seed=ctx.seed(stage.name), inputs={n: keys[n] for n in stage.inputs})
@@ -201,24 +237,99 @@ class Pipeline:
         self.done[stage.name] = ctx.run.write_stage(fresh)
         ctx.reporter.say(f"{stage.name}: done in {duration(fresh.seconds)}", style="green")
 
+    def _need_inputs(self, stage: Stage, keys: dict[str, str]) -> None:
+        missing = [n for n in stage.inputs if (made := self.ctx.run.record(n)) is None or made.key != keys[n]]
+        if missing:
+            names = ", ".join(missing)
+            raise UserError(
+                f"{stage.name} needs {names}, not yet run with this recipe: leave --only away, or run it first"
+            )
+
+    def _why_again(self, stage: Stage, keys: dict[str, str]) -> str | None:
+        """Why a stage has to run: "" where it never ended, a reason where it did; None when it is done and whole."""
+        run = self.ctx.run
+        record = run.record(stage.name)
+        if record is None:
+            found = run.problems(stage.name)
+            return "" if found == ["no record"] else "; ".join(found)
+        if record.key == keys[stage.name]:
+            return "; ".join(run.problems(stage.name)) or None
+        inputs = [name for name in stage.inputs if record.inputs.get(name) != keys[name]]
+        if inputs:
+            return f"{', '.join(inputs[:3])}{' and more' if len(inputs) > 3 else ''} changed"
+        return "what it reads changed (the recipe, or a file that it names)"
+
+    def _claim(self, name: str, key: str) -> None:
+        """Make the stage's folder this key's own. What a finished stage of another key left is set aside.
+
+        So a changed recipe finds no leftovers, and changing it back finds the earlier result (`_take_back`).
+        """
+        folder = self.ctx.folder(name)
+        record = self.ctx.run.record(name)
+        owner = folder / OWNER
+        belongs = owner.read_text() if owner.exists() else record.key if record else key
+        if belongs != key and (name in MODEL_STAGES or name.startswith("evaluate-")):
+            if record is not None and record.key == belongs:
+                kept = self.ctx.run.path / PREVIOUS / name
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the finished model is enough
+                os.replace(folder, kept)
+            else:
+                shutil.rmtree(folder)
+        atomic_write(owner, key)
+
+    def _take_back(self, name: str, key: str) -> bool:
+        """Put the result that was set aside back in place when it is whole and the one asked for."""
+        previous = RunDir(self.ctx.run.path / PREVIOUS)
+        record = previous.record(name)
+        if record is None or record.key != key or previous.problems(name):
+            return False
+        folder, kept, swap = self.ctx.folder(name), previous.stage(name), previous.stage(f".{name}.swap")
+        shutil.rmtree(swap, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, swap)
+        os.replace(kept, folder)
+        if RunDir(previous.path).record(swap.name) is not None:
+            shutil.rmtree(swap / "checkpoints", ignore_errors=True)
+            os.replace(swap, kept)
+        else:
+            shutil.rmtree(swap, ignore_errors=True)
+        self.ctx.reporter.say(f"{name}: an earlier result with these very settings was kept; taken back")
+        return True
+
     def status(self) -> list[dict[str, Any]]:
-        """Each stage: name, status (done, stale, broken, started, waiting), seconds, metrics."""
-        keys = self.keys()
+        """Each stage: name, status, seconds, metrics, and why it is not done where it was once.
+
+        done; stale: made with other settings or inputs; broken: its files have changed; started; waiting.
+        """
+        try:
+            keys = self.keys()
+        except UserError as e:  # a source has moved away: what was made from it can still be told
+            keys, lost = {}, str(e)
+        else:
+            lost = ""
+        run = self.ctx.run
         rows = []
         for stage in self.stages:
-            record = self.ctx.run.record(stage.name)
-            if record is None:
+            record = run.record(stage.name)
+            why = ""
+            broken = run.problems(stage.name, "size")
+            if broken == ["no record"]:
                 status = "started" if (self.ctx.folder(stage.name) / "checkpoints").is_dir() else "waiting"
-            elif record.key != keys[stage.name]:
-                status = "stale"
+            elif broken or record is None:
+                status, why = "broken", "; ".join(broken)
+            elif record.key != keys.get(stage.name, record.key):
+                status, why = "stale", self._why_again(stage, keys) or ""
             else:
-                status = "broken" if self.ctx.run.problems(stage.name, "size") else "done"
+                status, why = "done", lost
             rows.append(
                 {
                     "name": stage.name,
                     "status": status,
                     "seconds": record.seconds if record else None,
                     "metrics": record.metrics if record else {},
+                    "why": why,
                 }
             )
         return rows

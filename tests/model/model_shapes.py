@@ -12,7 +12,6 @@ from groundup.model.transformer import Transformer
 
 GPT2: dict[str, Any] = {
     "norm": "layernorm",
-    "norm_eps": 1e-5,
     "position": "learned",
     "mlp": "gelu",
     "qk_norm": False,
@@ -48,6 +47,7 @@ def config(**changes: Any) -> ModelConfig:
         "d_ff": 56,
         "context": 40,
         "rope_base": 500.0,
+        "norm_eps": 1e-3,
     }
     return ModelConfig(**{**values, **changes})
 

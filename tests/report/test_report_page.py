@@ -163,12 +163,12 @@ def test_text_from_the_records_is_inert(tmp_path: Path, bad: str) -> None:
     made_up.evaluate("sft", answers=ANSWERS | {"sft": bad})
     made_up.jsonl("pretrain", [{"step": 1, "prompt": bad, "text": bad}])
     made_up.end("pretrain", {"tokens": 1}, warnings=[bad])
-    made_up.end("data", {bad: bad, "baseline": {bad: 1.5}})
+    made_up.end("data", {bad: bad})
     made_up.end("tokenizer", {"longest_tokens": [bad], "failed": [bad]})
     results = json.loads((tmp_path / "run/evaluate-base/results.json").read_text())
     results["tasks"][bad] = results["tasks"]["town-facts"] | {"description": bad, "metric": bad}
     write_json(tmp_path / "run/evaluate-base/results.json", results)
-    made_up.end("evaluate-base", {})
+    made_up.end("evaluate-base", {"baseline": {bad: 1.5}})
     plan = json.loads((tmp_path / "run/plan/plan.json").read_text())
     write_json(
         tmp_path / "run/plan/plan.json", plan | {"resolved": [dict.fromkeys(("key", "value", "reason", "source"), bad)]}

@@ -122,14 +122,19 @@ def test_a_cancelled_job_leaves_the_batch_and_its_neighbour_stays(
     assert until(lambda: batcher.decoding == 0)
 
 
-def test_a_job_cancelled_while_it_waits_never_starts(batcher: Batcher, chat_engine: Engine) -> None:
+def test_a_job_cancelled_while_it_waits_never_starts(
+    batcher: Batcher, chat_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bug: prompts of clients that left long ago are still read by the model."""
+    joined: list[int] = []
+    add = batching.Decoder.add
+    monkeypatch.setattr(batching.Decoder, "add", lambda self, new: joined.append(len(new)) or add(self, new))
     gone, gone_events = job_of(chat_engine, "Tell me", LONG)
     gone.cancel()
     after, after_events = job_of(chat_engine, "Where does Anna live?", SamplingParams(5, temperature=0))
     batcher.submit([gone, after])
     finish(after_events)
-    assert gone_events.empty()
+    assert gone_events.empty() and sum(joined) == 1
 
 
 def test_a_failing_batch_says_so_and_the_next_one_works(

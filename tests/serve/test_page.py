@@ -116,6 +116,30 @@ def test_an_answer_streams_in(chat: Chat, answer: str, slow: None) -> None:
     assert chat.faults == []
 
 
+def test_a_stream_cut_anywhere_is_put_together(chat: Chat) -> None:
+    """Bug: half an event, or half a character, that ends with a network packet is lost or garbled."""
+    found = chat.page.evaluate(r"""async () => {
+      const { ask } = await import('/static/api.js');
+      const events = ['Grüße ', '日本語', ' 🥐'].map((content) => ({ choices: [{ delta: { content } }] }));
+      events.push({ choices: [{ delta: {}, finish_reason: 'stop' }] });
+      events.push({ choices: [], usage: { completion_tokens: 7 } });
+      const wire = events.map((e) => `data: ${JSON.stringify(e)}\n\n`).join('') + 'data: [DONE]\n\n';
+      const bytes = new TextEncoder().encode(wire);
+      const seen = new Set();
+      for (let size = 1; size < 40; size++) {
+        window.fetch = async () => new Response(new ReadableStream({ start(controller) {
+          for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+          controller.close();
+        } }));
+        let text = '';
+        const end = await ask({ id: 'x', chat_template: true }, [], {}, (piece) => { text += piece; });
+        seen.add(`${text}|${end.finish}|${end.tokens}`);
+      }
+      return [...seen];
+    }""")
+    assert found == ["Grüße 日本語 🥐|stop|7"]
+
+
 def test_side_by_side_asks_every_model_at_once(chat: Chat, answer: str, slow: None) -> None:
     """Bug: columns filled one after the other, a model left out, or an answer in its neighbour's column."""
     chat.greedy().get("compare").click()

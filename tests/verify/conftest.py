@@ -17,8 +17,14 @@ TOWN = {"sources": [{"builtin": "town"}]}
 def make_subject(**sections: dict[str, Any]) -> Subject:
     """A Subject of a recipe with every stage; `sections` are merged into it."""
     tree: dict[str, Any] = {
-        "name": "subject", "data": dict(TOWN), "model": {"n_heads": 4, "n_kv_heads": 2}, "tokenizer": {"kind": "bpe"},
-        "pretrain": {"optimizer": "muon"}, "sft": dict(TOWN), "dpo": dict(TOWN), "grpo": dict(TOWN),
+        "name": "subject",
+        "data": dict(TOWN),
+        "model": {"n_heads": 4, "n_kv_heads": 2},
+        "tokenizer": {"kind": "bpe"},
+        "pretrain": {"optimizer": "muon"},
+        "sft": dict(TOWN),
+        "dpo": dict(TOWN),
+        "grpo": dict(TOWN),
     }
     for name, values in sections.items():
         tree[name] = {**tree.get(name, {}), **values}

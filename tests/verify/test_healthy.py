@@ -16,12 +16,24 @@ ARRANGEMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "base": {},
     "llama": {"model": {"qk_norm": False, "tied": False}, "pretrain": {"optimizer": "adamw", "schedule": "cosine"}},
     "gpt2": {
-        "model": {"norm": "layernorm", "position": "learned", "mlp": "gelu", "qk_norm": False, "bias": True, "n_kv_heads": 4},
+        "model": {
+            "norm": "layernorm",
+            "position": "learned",
+            "mlp": "gelu",
+            "qk_norm": False,
+            "bias": True,
+            "n_kv_heads": 4,
+        },
         "pretrain": {"optimizer": "adamw", "schedule": "linear"},
     },
-    "multi-query": {"model": {"n_kv_heads": 1, "tied": False}, "pretrain": {"schedule": "constant", "weight_decay": 0.0}},
+    "multi-query": {
+        "model": {"n_kv_heads": 1, "tied": False},
+        "pretrain": {"schedule": "constant", "weight_decay": 0.0},
+    },
     "learned-positions": {"model": {"position": "learned", "n_kv_heads": 4}, "pretrain": {"precision": "bf16"}},
-    "layernorm-bias": {"model": {"norm": "layernorm", "qk_norm": False, "bias": True, "mlp": "gelu", "rope_base": 500000.0}},
+    "layernorm-bias": {
+        "model": {"norm": "layernorm", "qk_norm": False, "bias": True, "mlp": "gelu", "rope_base": 500000.0}
+    },
     "dropout": {"model": {"dropout": 0.1}},
 }
 LANGUAGE = {"tokenizer", "data"}  # stages that do not look at the model
@@ -48,7 +60,8 @@ def test_arrangement_passes(name: str, subject: Callable[..., Subject]) -> None:
 def test_tokenizer_and_data_pass(kind: str, split_digits: bool, subject: Callable[..., Subject]) -> None:
     """The same for both tokenizers, through shards, loader, template and packing."""
     one = subject(
-        tokenizer={"kind": kind, "split_digits": split_digits}, data={"deduplicate": split_digits},
+        tokenizer={"kind": kind, "split_digits": split_digits},
+        data={"deduplicate": split_digits},
     )
     ids = [c.id for c in REGISTRY.values() if c.stage in LANGUAGE | {"chat", "infer"}]
     assert_passes(run_checks(one, only=ids))

@@ -74,7 +74,11 @@ def test_skipped_is_neither_passed_nor_failed(subject: Callable[..., Subject], m
     planted(monkeypatch, absent)
     results = run_checks(subject(), only=["odd-one"])
     assert not results[0].passed and not results[0].failed
-    assert report(results) == {"checks": [], "failed": 0, "skipped": [{"id": "odd-one", "reason": "there is none"}]}
+    assert report(results) == {
+        "checks": [],
+        "failed": 0,
+        "skipped": [{"id": "odd-one", "stage": "model", "reason": "there is none"}],
+    }
 
 
 def test_report_is_json_and_counts(subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,21 +89,34 @@ def test_report_is_json_and_counts(subject: Callable[..., Subject], monkeypatch:
     assert {"id", "family", "passed", "measured", "bound", "remedy"} <= set(found["checks"][0])
 
 
-def test_table_shows_bug_and_remedy_of_failures(subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_shows_bug_and_remedy_of_failures(
+    subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bare FAIL tells nobody what to do."""
     planted(monkeypatch, lambda _: Measurement(2.0, 1.0, "[odd] note"))
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(run_checks(subject(), only=["odd-one", "round-trip"])))
+    console.print(table(run_checks(subject(), only=["odd-one", "round-trip", "real-tokenizer-is-exact"])))
     text = console.export_text()
-    assert "FAIL" in text and "a remedy" in text and "[odd] note" in text and "ok" in text
+    assert (
+        "FAIL" in text
+        and "a remedy" in text
+        and "[odd] note" in text
+        and "ok" in text
+        and "skip" in text
+        and "1 passed, 1 failed, 1 do not apply" in text
+    )
 
 
 def test_progress_and_random_state(subject: Callable[..., Subject]) -> None:
     """Verification before training must leave the run as it found it."""
     seen: list[tuple[int, int, str]] = []
     before = torch.get_rng_state()
-    run_checks(subject(), families=["sensitivity"], only=["positions-matter", "every-parameter-moves"],
-               on_check=lambda done, total, result: seen.append((done, total, result.id)))
+    run_checks(
+        subject(),
+        families=["sensitivity"],
+        only=["positions-matter", "every-parameter-moves"],
+        on_check=lambda done, total, result: seen.append((done, total, result.id)),
+    )
     assert [(done, total) for done, total, _ in seen] == [(1, 2), (2, 2)]
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -119,7 +136,7 @@ def test_registration_refuses_what_says_nothing() -> None:
         with pytest.raises(ValueError, match="docstring"):
             checking.check("c", "identity", "model", bug="x", remedy="y")(lambda _: Measurement(0.0, 0.0))
         with pytest.raises(ValueError, match="kebab"):
-            checking.check("Not_Kebab", "identity", "model", bug="x", remedy="y")
+            checking.check("Not_Kebab", "identity", "model", bug="x", remedy="y")(documented)
 
 
 def test_every_check_says_what_it_is_for() -> None:

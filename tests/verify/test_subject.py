@@ -15,7 +15,8 @@ from groundup.verify.subject import Subject
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "group"), [(4, 4, 1), (12, 12, 1), (8, 4, 2), (9, 3, 3), (32, 8, 4), (16, 1, 4), (6, 1, 4)],
+    ("heads", "kv_heads", "group"),
+    [(4, 4, 1), (12, 12, 1), (8, 4, 2), (9, 3, 3), (32, 8, 4), (16, 1, 4), (6, 1, 4)],
 )
 def test_micro_model_keeps_the_group(heads: int, kv_heads: int, group: int, subject: Callable[..., Subject]) -> None:
     """A micro model with other sharing than the real one would check another attention."""
@@ -27,8 +28,15 @@ def test_micro_model_keeps_the_group(heads: int, kv_heads: int, group: int, subj
 def test_micro_model_keeps_the_variants(subject: Callable[..., Subject]) -> None:
     """A variant that falls back to its default would never be checked."""
     given = {
-        "norm": "layernorm", "norm_eps": 1e-3, "position": "learned", "mlp": "gelu", "qk_norm": False, "tied": False,
-        "bias": True, "dropout": 0.25, "rope_base": 123.0,
+        "norm": "layernorm",
+        "norm_eps": 1e-3,
+        "position": "learned",
+        "mlp": "gelu",
+        "qk_norm": False,
+        "tied": False,
+        "bias": True,
+        "dropout": 0.25,
+        "rope_base": 123.0,
     }
     micro = subject(model=given).micro
     assert {name: getattr(micro, name) for name in given} == given
@@ -39,7 +47,9 @@ def _with_shards(subject: Callable[..., Subject], folder: Path, damage: bool = F
     one = subject()
     tokenizer = one.micro_tokenizer
     for name, texts in (("train", MICRO_CORPUS[:120]), ("validation", MICRO_CORPUS[120:])):
-        with write_shard(folder / f"{name}.bin", vocab_size=tokenizer.vocab_size, tokenizer_hash=tokenizer.hash) as writer:
+        with write_shard(
+            folder / f"{name}.bin", vocab_size=tokenizer.vocab_size, tokenizer_hash=tokenizer.hash
+        ) as writer:
             for n, text in enumerate(texts):
                 ids = tokenizer.encode(text)
                 writer.add([tokenizer.bos, *(ids[::-1] if damage else ids), tokenizer.eos], str(n), len(text.encode()))
@@ -68,3 +78,14 @@ def test_overlap_of_real_shards_is_seen(subject: Callable[..., Subject], tmp_pat
     one.real_shards = ShardSet(tmp_path, tokenizer.hash)
     result = run_checks(one, only=["train-validation-disjoint"])[0]
     assert result.failed and "real" in result.note
+
+
+def test_flipped_bit_of_a_real_shard_is_seen(subject: Callable[..., Subject], tmp_path: Path) -> None:
+    """Proving on micro shards that damage can be seen does not look at the shards that are trained on."""
+    one = _with_shards(subject, tmp_path)
+    path = tmp_path / "validation.bin"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    result = run_checks(one, only=["shards-are-whole"])[0]
+    assert result.failed and result.note == "real validation"

@@ -32,8 +32,9 @@ OnFinish = Callable[[int, Completion], None]
 class Engine:
     """Decodes with `model`, whose weights it shares: after a training step it samples from the new ones.
 
-    A `device` or `dtype` that is not the model's makes a COPY (later training is not seen); the caller's model is
-    never moved or cast. The cache has the model's dtype, or autocast's when called under torch.autocast.
+    `device` and `dtype` are the model's when not given; one that is not the model's makes a COPY (later training is
+    not seen): the caller's model is never moved or cast. The cache has the model's dtype, or autocast's when called
+    under torch.autocast.
     Forward passes run in eval mode and inference mode; each module's mode is put back afterwards. The engine keeps
     no state between calls. No global random number is drawn.
     """
@@ -42,13 +43,13 @@ class Engine:
         self,
         model: Transformer,
         tokenizer: Tokenizer,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         max_rows: int = MAX_ROWS,
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # torch.compile would recompile for every cache length
         weight = model.embed.weight
-        target = torch.empty(0, device=device).device  # "cuda" -> "cuda:0"
+        target = torch.empty(0, device=device or weight.device).device  # "cuda" -> "cuda:0"
         if target != weight.device or (dtype is not None and dtype != weight.dtype):
             model = copy.deepcopy(model).to(target, dtype)
             model.tie()

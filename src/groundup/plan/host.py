@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import time
 from dataclasses import dataclass
 
 import torch
+
+from groundup.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Host:
 
 
 def this_host(device: str = "auto") -> Host:
+    """This machine. Errors: UserError when the recipe asks for a GPU and torch finds none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        build = f"torch {torch.__version__}" + ("" if torch.version.cuda else ", built without CUDA,")
+        raise UserError(f"device: cuda, but {build} finds no GPU here: set device: auto or cpu, or look at nvidia-smi")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -56,7 +61,10 @@ def can_compile(device: str) -> bool:
 
 
 def matmul_rate(device: str, precision: str, shape: tuple[int, int, int], seconds: float = 0.3) -> float:
-    """FLOP/s of an (m, k) x (k, n) product at `precision`: the median of repeated runs over `seconds`."""
+    """FLOP/s of an (m, k) x (k, n) product at `precision`: the best of repeated runs over `seconds`.
+
+    The best, not the median: a busy neighbour makes runs slower, nothing makes one faster than the hardware.
+    """
     m, k, n = shape
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
@@ -68,7 +76,7 @@ def matmul_rate(device: str, precision: str, shape: tuple[int, int, int], second
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return 2.0 * m * k * n / statistics.median(times[1:])
+    return 2.0 * m * k * n / min(times)
 
 
 def peak_flops(device: str, precision: str) -> float:

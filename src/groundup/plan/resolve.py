@@ -16,6 +16,7 @@ from groundup.recipe.schema import Recipe
 TOKENS_PER_PARAMETER = 20
 CPU_TOKENS_PER_FORWARD = 16_384
 GPU_TOKENS_PER_FORWARD = 32_768
+OFF_TARGET = 1.25  # largest ratio between the parameters asked for and those built
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def resolve(recipe: Recipe, host: Host, char_vocab: int | None = None) -> tuple[
         put("tokenizer.vocab_size", *_vocab(recipe))
     _shape(tree, recipe, put)
     config = model_config(parse_recipe(_with_placeholders(tree), "recipe"))
-    problems("model", config.problems())
+    problems("model", config.problems() or _off_target(config, recipe))
     for stage in ("pretrain", "sft", "dpo", "grpo"):
         if tree.get(stage) is not None:
             _training(tree, stage, config, host, put)
@@ -102,6 +103,23 @@ def _shape(tree: dict[str, Any], recipe: Recipe, put: Any) -> None:
         put("model.head_dim", d // m["n_heads"], "d_model / n_heads", "1706.03762")
     put("model.n_kv_heads", m["n_heads"], "as many as query heads: the cache is small at this size", "1706.03762")
     put("model.d_ff", d_ff(d, m["mlp"]), "8/3 d_model, in 32s" if m["mlp"] == "swiglu" else "4 d_model", "2002.05202")
+
+
+def _off_target(config: ModelConfig, recipe: Recipe) -> list[str]:
+    """`params` is a promise: a shape that misses it by more than a quarter is refused, not built in silence."""
+    target, total = recipe.model.params, count(config)["total"]
+    if target is None or abs(math.log(total / target)) <= math.log(OFF_TARGET):
+        return []
+    given = [k for k in ("d_model", "n_layers", "n_heads", "d_ff") if getattr(recipe.model, k) != "auto"]
+    if given:
+        advice = f"leave params away, or set {' and '.join(given)} to auto"
+    else:
+        embedding = count(config)["embedding"]
+        advice = (
+            f"{embedding:,} of them are the embedding of {config.vocab_size:,} tokens: set params to {total:,}, "
+            "or lower tokenizer.vocab_size"
+        )
+    return [f"params asks for {target:,} parameters, the nearest shape has {total:,}: {advice}"]
 
 
 def _head_dim(d_model: int) -> int:

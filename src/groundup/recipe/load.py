@@ -45,8 +45,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     found: list[str] = []
     for item in overrides or []:
         found += _override(tree, item)
-        path = tuple(int(part) if part.isdigit() else part for part in item.partition("=")[0].split("."))
-        lines = {place: line for place, line in lines.items() if place[: len(path)] != path} | {path: "--set"}
+        place = tuple(int(part) if part.isdigit() else part for part in item.partition("=")[0].split("."))
+        lines = {at: line for at, line in lines.items() if at[: len(place)] != place} | {place: "--set"}
     problems("--set", found)
     return parse_recipe(tree, str(file), lines)
 
@@ -104,6 +104,11 @@ def dump_recipe(recipe: Recipe, comments: dict[str, str] | None = None) -> str:
     return "\n".join(out) + "\n"
 
 
+def read_scalar(text: str) -> Any:
+    """A value as the recipe's YAML reads it."""
+    return yaml.load(text, Loader=_Loader)
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 3e-4 as a number (YAML 1.1 wants 3.0e-4) and refuses duplicate keys."""
 
@@ -148,7 +153,7 @@ def _override(tree: dict[str, Any], item: str) -> list[str]:
         known = f"; it has {len(node)} entries, counted from 0" if isinstance(node, list) else ""
         return [f'"{key}": there is no "{part}" to go into{known}']
     try:
-        value = yaml.load(raw, Loader=_Loader) if raw else None
+        value = read_scalar(raw) if raw else None
     except yaml.YAMLError:
         return [f'"{item}": the value is not valid YAML']
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
@@ -164,6 +169,8 @@ def _line_numbers(node: Any, path: tuple[Any, ...] = ()) -> Lines:
     lines: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # the loader refuses it, with its line
             lines[(*path, key.value)] = f"line {key.start_mark.line + 1}"
             lines |= _line_numbers(value, (*path, key.value))
     elif isinstance(node, yaml.SequenceNode):
@@ -203,7 +210,8 @@ def _explain(errors: list[Any], location: tuple[Any, ...]) -> str:
     if error["type"] == "missing":
         return "required, but not given"
     messages = [error["msg"].removeprefix("Value error, ").removeprefix("Input ") for error in errors]
-    message = " or ".join(dict.fromkeys(message[0].lower() + message[1:] for message in messages))
+    messages = [re.sub(r", unable to .*", "", message[0].lower() + message[1:]) for message in messages]
+    message = " or ".join(dict.fromkeys(messages)).replace(" or should be ", " or ")
     value = error.get("input")
     return message if isinstance(value, dict | list) else f"{message} (got {value!r})"
 

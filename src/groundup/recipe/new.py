@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from groundup.errors import UserError
-from groundup.recipe.load import find_recipe
+from groundup.recipe.load import find_recipe, read_scalar
 from groundup.recipe.schema import parse_count
 
 # What `--params` decides, or what was chosen for the preset's own size.
@@ -23,15 +23,20 @@ def recipe_text(name: str, preset: str, params: str | None = None) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f'"{name}" is no name for a recipe: letters, digits, dot, dash and underscore')
     text = find_recipe(preset).read_text(encoding="utf-8")
-    text = re.sub(r"^name:.*$", f"name: {name}", text, count=1, flags=re.M)
+    quoted = name if isinstance(read_scalar(name), str) else f'"{name}"'  # 2024 and 1e5 would be numbers
+    text = re.sub(r"^name:.*$", f"name: {quoted}", text, count=1, flags=re.M)
+    text = re.sub(rf"groundup (run|plan) {re.escape(preset)}\b", rf"groundup \1 {name}.yaml", text)
     if params is None:
-        return text
+        return f"# Begun from the preset {preset}: change what you like, `groundup plan` checks it.\n{text}"
     size = parse_count(params)
     if not isinstance(size, int) and not params.isdigit():
         raise UserError(f'--params "{params}" is not a size; write 1M, 124M, 1.5B or a plain number')
     if int(size) < 1:
         raise UserError(f"--params {params}: a model has at least one parameter; write 1M, 124M or 1.5B")
-    return _with_size(text, params)
+    head = (
+        f"# Begun from the preset {preset} at {params} parameters: times and sizes in its comments are the preset's.\n"
+    )
+    return head + _with_size(text, params)
 
 
 def _with_size(text: str, params: str) -> str:

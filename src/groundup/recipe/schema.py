@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 
 _SUFFIX = {"K": 1e3, "M": 1e6, "B": 1e9}
@@ -30,7 +29,15 @@ def parse_count(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+def no_switch(value: Any) -> Any:
+    """`steps: yes` is not 1."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(no_switch), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(no_switch), BeforeValidator(parse_count), Field(gt=0)]
 
 
 class Section(BaseModel):

@@ -180,7 +180,7 @@ def _refusals(evidence: Evidence) -> list[dict[str, str]]:
 
 def _compression(evidence: Evidence) -> list[tuple[str, str]]:
     base = evidence.score("base", "bits_per_byte").get("value")
-    compressors = evidence.metrics("data").get("baseline") or {}
+    compressors = evidence.metrics("evaluate-base").get("baseline") or {}
     rows = [("Base model", f"{base:.3f}" if _finite(base) else MISSING)]
     return rows + [(name, f"{bits:.3f}" if _finite(bits) else MISSING) for name, bits in compressors.items()]
 

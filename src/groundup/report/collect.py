@@ -135,7 +135,9 @@ class Run:
 
     def compressors(self) -> dict[str, float]:
         """Name of a general compressor -> its bits per byte on the same held-out text."""
-        return {k: v for k, v in (self.data.get("baseline") or {}).items() if number(v) is not None}
+        record = self.records.get("evaluate-base")
+        found = (record.metrics.get("baseline") if record else None) or {}
+        return {k: v for k, v in found.items() if number(v) is not None}
 
     def warnings(self) -> list[tuple[str, str]]:
         """(stage, warning): what the stages recorded, and what their numbers say by themselves."""

@@ -56,7 +56,7 @@ def render(run: Run) -> str:
         speed_keys=[k for k in SPEED_KEYS if any(k in t.metrics for t in run.training.values())],
         samples=[(t, list(rows)) for t, rows in itertools.groupby(show.side_by_side(run), key=lambda r: r["task"])],
         growth=show.growth(pretrain),
-        data=show.facts(run.data, leave=("baseline",)),
+        data=show.facts(run.data),
         tokenizer=show.facts(run.tokenizer, leave=("longest_tokens", "failed")),
         plan=show.facts(run.plan, leave=("parameters", "resolved", "config", "memory", "host")),
         shape=show.facts(run.plan.get("config") or {}),

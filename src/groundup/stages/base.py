@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from groundup.model.storage import load_config, load_model
 from groundup.model.transformer import Transformer
 from groundup.plan.host import Host
 from groundup.plan.resolve import Resolved
-from groundup.recipe.schema import Recipe, Source, TaskSource
+from groundup.recipe.schema import EvaluateSection, Recipe, Source, TaskSource
+from groundup.record.files import sha256_file
 from groundup.record.rundir import RunDir
 from groundup.tokenizer.tokenizer import Tokenizer
 
 MODEL_STAGES = ("pretrain", "sft", "dpo", "grpo")
+HASHED_BYTES = 256 << 20  # sources up to this size are known by their content, larger ones by size and time
 
 
 @dataclass
@@ -35,7 +37,6 @@ class Context:
     host: Host
     reporter: Reporter
     notes: list[Resolved]
-    allow_measure: bool = True
     warnings: list[str] = field(default_factory=list)  # of the stage that runs now
 
     def warn(self, text: str) -> None:
@@ -52,9 +53,14 @@ class Context:
         """A seed of its own for each stage, from the recipe's."""
         return self.recipe.seed + 1000 * (1 + MODEL_STAGES.index(stage) if stage in MODEL_STAGES else 0)
 
+    @property
+    def device(self) -> str:
+        """What the recipe resolved to; a run made on a GPU is read on the CPU where there is none."""
+        return self.recipe.device if self.recipe.device != "cuda" or torch.cuda.is_available() else "cpu"
+
     def load(self, stage: str, tokenizer: Tokenizer) -> Transformer:
         """The model that a stage made; refuses one that was made with another tokenizer or chat template."""
-        return checked_model(self.folder(stage) / "model", tokenizer).to(self.recipe.device)
+        return checked_model(self.folder(stage) / "model", tokenizer).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def hashes(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def sources_read(sources: Iterable[Source], base: Path, endings: tuple[str, ...] = files.TEXT) -> list[Any]:
-    """Sources with a fingerprint (size and time) of each local file, so that a changed corpus is a changed stage.
+    """Sources with a fingerprint of each local file, so that a changed corpus is a changed stage.
 
     Raises UserError naming every path that is not there.
     """
@@ -96,7 +102,7 @@ def sources_read(sources: Iterable[Source], base: Path, endings: tuple[str, ...]
         if source.path is not None:
             found, complaints = files.find(source.path, base, endings)
             missing += complaints
-            entry["files"] = [_fingerprint(name, path) for name, path in found]
+            entry["files"] = _fingerprints(found)
         elif source.builtin == "python":
             entry["python"] = platform.python_version()
         out.append(entry)
@@ -104,21 +110,48 @@ def sources_read(sources: Iterable[Source], base: Path, endings: tuple[str, ...]
     return out
 
 
-def tasks_read(tasks: Iterable[str | TaskSource]) -> list[Any]:
-    """Evaluation tasks with a fingerprint of each local file."""
+def tasks_read(tasks: Iterable[str | TaskSource], base: Path) -> list[Any]:
+    """Evaluation tasks with a fingerprint of each local file. Raises UserError naming every path that is not there."""
     out: list[Any] = []
+    missing: list[str] = []
     for task in tasks:
         if isinstance(task, str):
             out.append(task)
             continue
-        path = Path(os.path.expandvars(task.path))
-        out.append([task.model_dump(mode="json"), _fingerprint(task.path, path) if path.is_file() else None])
+        found, complaints = files.find(task.path, base, (".jsonl",))
+        missing += [f"{task.name}: {complaint}" for complaint in complaints]
+        out.append([task.model_dump(mode="json"), _fingerprints(found)])
+    problems("evaluate.tasks", missing)
     return out
 
 
-def _fingerprint(name: str, path: Path) -> list[Any]:
-    stat = path.stat()
-    return [name, stat.st_size, stat.st_mtime_ns]
+def evaluation(section: EvaluateSection, base: Path) -> EvaluateSection:
+    """The section with the path of each local task found as sources are: variables, ~, the recipe's folder."""
+    tasks: list[str | TaskSource] = []
+    for task in section.tasks:
+        found = [] if isinstance(task, str) else files.find(task.path, base, (".jsonl",))[0]
+        tasks.append(
+            task.model_copy(update={"path": str(found[0][1])}) if isinstance(task, TaskSource) and found else task
+        )
+    return section.model_copy(update={"tasks": tasks})
+
+
+def _fingerprints(found: list[tuple[str, Path]]) -> list[Any]:
+    """What tells a file from a changed one: its content, or beyond HASHED_BYTES in all its size and time.
+
+    By content, a corpus that was copied, touched or fetched again does not make a day's training void.
+    """
+    stats = [path.stat() for _, path in found]
+    small = sum(stat.st_size for stat in stats) <= HASHED_BYTES
+    return [
+        [name, stat.st_size, _content(path, stat.st_size, stat.st_mtime_ns) if small else stat.st_mtime_ns]
+        for (name, path), stat in zip(found, stats, strict=True)
+    ]
+
+
+@lru_cache(maxsize=100_000)
+def _content(path: Path, size: int, time: int) -> str:
+    return sha256_file(path)
 
 
 def use_threads(recipe: Recipe) -> None:

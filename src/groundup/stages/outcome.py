@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from groundup.data.shard import Shard
+from groundup.evaluate.bpb import compressors
 from groundup.evaluate.run import evaluate_model
-from groundup.stages.base import Context
+from groundup.stages.base import Context, evaluation
 
 
 def evaluate(stage: str) -> Callable[[Context, str], dict[str, Any]]:
@@ -21,14 +23,18 @@ def evaluate(stage: str) -> Callable[[Context, str], dict[str, Any]]:
             results = evaluate_model(
                 model,
                 tokenizer,
-                ctx.recipe.evaluate,
+                evaluation(ctx.recipe.evaluate, ctx.base),
                 ctx.folder("data") / "validation.bin",
                 ctx.recipe.seed,
                 out,
                 name,
                 on_progress=lambda what, done, total: bar.update(done, f"{what} ({done}/{total})"),
             )
-        metrics = {task: score["value"] for task, score in results["tasks"].items()}
+        metrics: dict[str, Any] = {task: score["value"] for task, score in results["tasks"].items()}
+        if name == "base":  # beside it, what general compressors make of the same text
+            shard = Shard(ctx.folder("data") / "validation.bin", tokenizer.hash)
+            size = ctx.recipe.evaluate.bits_per_byte_bytes
+            metrics["baseline"] = compressors(tokenizer, shard, size, ctx.recipe.seed)
         return {**metrics, "bits_per_byte": results["bits_per_byte"]["value"]}
 
     return run

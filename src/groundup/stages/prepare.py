@@ -82,20 +82,18 @@ def data(ctx: Context, key: str) -> dict[str, Any]:
 
 def verify(ctx: Context, key: str) -> dict[str, Any]:
     """Run the silent-bug checks on micro-models of this very recipe; a failing one stops the run."""
-    from groundup.verify.run import report, run_checks
+    from groundup.verify.run import report, run_checks, select
     from groundup.verify.subject import Subject
 
-    subject = Subject.of_run(ctx.recipe, ctx.run)
     section = ctx.recipe.verify
-    with ctx.reporter.bar("verify", None, unit="checks") as bar:
-        results = run_checks(
-            subject, only=section.only or None, on_check=lambda done, result: bar.update(done, result.id)
-        )
+    with ctx.reporter.bar("verify", len(select(section.only)), unit="checks") as bar:
+        subject = Subject.of_run(ctx.recipe, ctx.run)
+        results = run_checks(subject, section.only, on_check=lambda done, total, result: bar.update(done, result.id))
     found = report(results)
     write_json(ctx.folder("verify") / "report.json", found)
     if found["failed"]:
         lines = [
-            f"  - {c['id']}: {c['bug']} Measured {c['measured']}, bound {c['bound']}. {c['remedy']}"
+            f"  - {c['id']}: {c['bug']} Measured {c['measured']}, bound {c['bound']} ({c['note']}). {c['remedy']}"
             for c in found["checks"]
             if not c["passed"]
         ]

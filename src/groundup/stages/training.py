@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from groundup.data.load import PackedBatches
 from groundup.data.shard import Shard
+from groundup.errors import UserError, problems
 from groundup.evaluate.bpb import bits_per_byte
 from groundup.infer.engine import Engine
 from groundup.infer.sample import SamplingParams
@@ -27,7 +28,7 @@ from groundup.train.loop import Job, train
 from groundup.train.objective import BatchSource, Objective, language_modelling
 from groundup.tune import formats
 from groundup.tune.dpo import DpoObjective, PairBatches, render_pairs, sample_pairs
-from groundup.tune.formats import Pair
+from groundup.tune.formats import Pair, Problem
 from groundup.tune.grpo import GrpoObjective, Rollouts, held_out_accuracy
 from groundup.tune.pack import PackedChats
 from groundup.tune.validate import pair_metrics, validation_loss
@@ -35,6 +36,7 @@ from groundup.tune.validate import pair_metrics, validation_loss
 VALIDATION_BYTES = 100_000  # scored at each validation while training; the evaluate stage scores more
 HELD_OUT = 0.02  # share of conversations, pairs and problems that only validate
 MOST_HELD_OUT = 256
+SAMPLED_TOKENS = 64  # longest answer where dpo makes its own pairs
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ T = TypeVar("T")
 def pretrain(ctx: Context, key: str) -> dict[str, Any]:
     """Next-token prediction over packed documents."""
     recipe, section, tokenizer = ctx.recipe, ctx.recipe.pretrain, ctx.tokenizer()
+    _check_prompts(section.sample_prompts, tokenizer, recipe.model.context)
     shard = Shard(ctx.folder("data") / "train.bin", tokenizer.hash)
     shard.verify()
     validation = Shard(ctx.folder("data") / "validation.bin", tokenizer.hash)
@@ -79,7 +82,9 @@ def sft(ctx: Context, key: str) -> dict[str, Any]:
     )
     if source.too_long:
         ctx.warn(f"sft: {source.too_long} conversations longer than the context were left out (not cut)")
-    check = PackedChats(render_many(tokenizer, held), ctx.recipe.model.context, 8, 8, tokenizer.eos, 0)
+    context = ctx.recipe.model.context
+    fitting = [c for c in render_many(tokenizer, held) if len(c.ids) - 1 <= context and any(c.mask[1:])]
+    check = PackedChats(fitting or source.chats[:1], context, 8, 8, tokenizer.eos, 0)
     batches = [check.batch(check.rows[i : i + 8]) for i in range(0, len(check.rows), 8)]
     metrics = _run(
         ctx,
@@ -112,6 +117,10 @@ def dpo(ctx: Context, key: str) -> dict[str, Any]:
     else:
         pairs, made = _sampled_pairs(ctx, key, model, tokenizer)
     equal = sum(p.chosen == p.rejected for p in pairs)
+    if equal == len(pairs):
+        raise UserError(
+            f"dpo: all {equal} pairs have equal answers: nothing to prefer. Look at chosen and rejected in dpo.sources"
+        )
     if equal:
         ctx.warn(f"dpo: {equal} pairs with equal answers were left out")
     held, rest = hold_out([p for p in pairs if p.chosen != p.rejected], lambda p: json.dumps([p.prompt, p.chosen]))
@@ -125,7 +134,11 @@ def dpo(ctx: Context, key: str) -> dict[str, Any]:
         ctx.seed("dpo"),
     )
     objective = DpoObjective(model, section.beta)
-    check = PairBatches(render_pairs(tokenizer, held), context, len(held), 32, tokenizer.eos, 0)
+    if source.left_out:
+        ctx.warn(f"dpo: {source.left_out} pairs longer than the context were left out (not cut)")
+    fitting = [p for p in render_pairs(tokenizer, held) if max(len(p[0].ids), len(p[1].ids)) - 1 <= context]
+    fitting = fitting or source.pairs[:1]
+    check = PairBatches(fitting, context, len(fitting), 32, tokenizer.eos, 0)
     metrics = _run(
         ctx,
         "dpo",
@@ -145,8 +158,9 @@ def grpo(ctx: Context, key: str) -> dict[str, Any]:
     section, tokenizer = ctx.recipe.grpo, ctx.tokenizer()
     assert section is not None
     model = ctx.load("dpo" if ctx.recipe.dpo else "sft", tokenizer)
-    problems = formats.verifiable(section.sources, ctx.seed("grpo"), ctx.base)
-    held, rest = hold_out(problems, lambda p: json.dumps([p.prompt, p.answer]))
+    given = formats.verifiable(section.sources, ctx.seed("grpo"), ctx.base)
+    fitting = _with_room(ctx, "grpo", given, tokenizer, section.max_new_tokens)
+    held, rest = hold_out(fitting, lambda p: json.dumps([p.prompt, p.answer]))
     source = Rollouts(model, tokenizer, rest, section, ctx.seed("grpo"), device=ctx.recipe.device)
     metrics = _run(
         ctx,
@@ -159,7 +173,7 @@ def grpo(ctx: Context, key: str) -> dict[str, Any]:
         source,
         lambda: {"held_out_accuracy": held_out_accuracy(model, tokenizer, held, section.max_new_tokens)},
     )
-    return {**metrics, "problems": len(rest)}
+    return {**metrics, "problems": len(rest), "left_out": len(given) - len(fitting)}
 
 
 def _run(
@@ -175,7 +189,8 @@ def _run(
     sample: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train, then save the stage's model."""
-    peak = read_json(ctx.folder("plan") / "plan.json")["peak_flops"]
+    plan = ctx.folder("plan") / "plan.json"  # --only runs a stage without it
+    peak = read_json(plan)["peak_flops"] if plan.exists() else None
     job = Job(
         name=stage,
         key=key,
@@ -220,11 +235,43 @@ def _sampled_pairs(
     path = ctx.folder("dpo") / "pairs.json"
     kept: dict[str, Any] = read_json(path) if path.exists() else {"key": None}
     if kept["key"] != key:
-        problems = formats.verifiable(section.sources, ctx.seed("dpo"), ctx.base)
-        pairs, made = sample_pairs(model, tokenizer, problems, section.samples, ctx.seed("dpo"))
+        given = formats.verifiable(section.sources, ctx.seed("dpo"), ctx.base)
+        fitting = _with_room(ctx, "dpo", given, tokenizer, SAMPLED_TOKENS)
+        pairs, made = sample_pairs(model, tokenizer, fitting, section.samples, ctx.seed("dpo"), SAMPLED_TOKENS)
+        if not pairs:
+            raise UserError(
+                f"dpo: of {made['sampled']} answers to {len(fitting)} problems {made['right']} were right, and no "
+                "problem got both a right and a wrong one: no pair can be made. Raise dpo.samples, train sft for "
+                "longer, or give pairs (pairs: given)"
+            )
         kept = {"key": key, "made": made, "pairs": [[p.prompt, p.chosen, p.rejected] for p in pairs]}
         atomic_write(path, json.dumps(kept))
     return [Pair(*p) for p in kept["pairs"]], kept["made"]
+
+
+def _with_room(
+    ctx: Context, stage: str, given: Sequence[Problem], tokenizer: Tokenizer, new_tokens: int
+) -> list[Problem]:
+    """The problems whose prompt leaves room for an answer: a cut answer would be judged wrong, whatever it was."""
+    context = ctx.recipe.model.context
+    prompts = render_many(tokenizer, [p.prompt for p in given], add_generation_prompt=True)
+    fitting = [p for p, prompt in zip(given, prompts, strict=True) if len(prompt.ids) + new_tokens <= context]
+    if not fitting:
+        shortest = min(len(prompt.ids) for prompt in prompts)
+        raise UserError(
+            f"{stage}: none of the {len(given)} problems fits: the shortest prompt has {shortest} tokens, answers get "
+            f"{new_tokens}, the context is {context}; raise model.context"
+            + (" or lower grpo.max_new_tokens" if stage == "grpo" else "")
+        )
+    if len(fitting) < len(given):
+        ctx.warn(f"{stage}: {len(given) - len(fitting)} problems that leave no room for an answer were left out")
+    return fitting
+
+
+def _check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, context: int) -> None:
+    """Now, and not at the first sample hours later."""
+    long = [f'"{p[:40]}..."' for p in prompts if len(tokenizer.encode(p)) + 1 >= context]
+    problems("pretrain.sample_prompts", [f"{p} fills the context of {context} tokens: shorten it" for p in long])
 
 
 def _write_samples(path: Path, model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], step: int) -> None:

@@ -86,5 +86,9 @@ def violations(found: list[str], of: int) -> Measurement:
     """
     if of == 0:
         return Measurement(math.nan, 0.0, "nothing was looked at")
-    note = f"{of:,} looked at" if not found else "; ".join(found[:4]) + (f"; {len(found) - 4} more" if len(found) > 4 else "")
+    note = (
+        f"{of:,} looked at"
+        if not found
+        else "; ".join(found[:4]) + (f"; {len(found) - 4} more" if len(found) > 4 else "")
+    )
     return Measurement(float(len(found)), 0.0, note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ class Fault:
 
 FAULTS: dict[str, Fault] = {}
 
-Planter = Callable[[], Generator[None, None, None]]
+Planter = Callable[[], Iterator[None]]
 
 
 def fault(id: str, *caught_by: str, **needs: dict[str, Any]) -> Callable[[Planter], Planter]:

@@ -138,18 +138,35 @@ class Recorder:
 
 
 def make_job(
-    subject: Subject, model: Transformer, source: BatchSource, section: TrainSection, folder: Path,
-    objective: Objective | None = None, **more: Any,
+    subject: Subject,
+    model: Transformer,
+    source: BatchSource,
+    section: TrainSection,
+    folder: Path,
+    objective: Objective | None = None,
+    **more: Any,
 ) -> Job:
     return Job(
-        name="verify", key="verify", model=model, objective=objective or subject.objective, source=source,
-        section=section, folder=folder, reporter=Reporter(quiet=True), **{"seed": 0, **more},
+        name="verify",
+        key="verify",
+        model=model,
+        objective=objective or subject.objective,
+        source=source,
+        section=section,
+        folder=folder,
+        reporter=Reporter(quiet=True),
+        **{"seed": 0, **more},
     )
 
 
 def one_step(
-    subject: Subject, model: Transformer, parts: list[Batch], optimizers: Any, objective: Objective | None = None,
-    step: int = 0, **changes: Any,
+    subject: Subject,
+    model: Transformer,
+    parts: list[Batch],
+    optimizers: Any,
+    objective: Objective | None = None,
+    step: int = 0,
+    **changes: Any,
 ) -> dict[str, Any]:
     """One optimizer step over `parts` through the loop's own code; `changes` are to the section."""
     section = subject.section(**{"warmup": 0.0, "schedule": "constant", "grad_clip": 1e30, **changes})
@@ -176,15 +193,24 @@ class Run:
         """Names whose tensors are not bit-equal."""
         names = self.tensors.keys() | other.tensors.keys()
         return sorted(
-            n for n in names
+            n
+            for n in names
             if n not in self.tensors or n not in other.tensors or not torch.equal(self.tensors[n], other.tensors[n])
         )
 
 
 def run(
-    subject: Subject, folder: Path, source: BatchSource, *, model_seed: int = 0, seed: int = 0,
-    validate: Callable[[], dict[str, float]] | None = None, sample: Callable[[int], None] | None = None,
-    keep: Callable[[Transformer], None] | None = None, dropout: float = 0.1, **changes: Any,
+    subject: Subject,
+    folder: Path,
+    source: BatchSource,
+    *,
+    model_seed: int = 0,
+    seed: int = 0,
+    validate: Callable[[], dict[str, float]] | None = None,
+    sample: Callable[[int], None] | None = None,
+    keep: Callable[[Transformer], None] | None = None,
+    dropout: float = 0.1,
+    **changes: Any,
 ) -> Run:
     """Train a micro model through `loop.train`, with dropout so that the random state matters.
 

@@ -6,7 +6,8 @@ import math
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,7 @@ def select(only: Iterable[str] | None = None, families: Iterable[str] | None = N
     found = [f'there is no check "{name}"{did_you_mean(name, REGISTRY)}' for name in only if name not in REGISTRY]
     found += [f'there is no family "{name}"{did_you_mean(name, FAMILIES)}' for name in families if name not in FAMILIES]
     problems("verify", found)
-    return [
-        c for c in REGISTRY.values() if (not only or c.id in only) and (not families or c.family in families)
-    ]
+    return [c for c in REGISTRY.values() if (not only or c.id in only) and (not families or c.family in families)]
 
 
 def run_checks(
@@ -68,11 +67,11 @@ def run_checks(
     """Run the selected checks (all when nothing is selected); on_check(done, total, result) after each.
 
     Each check starts from its own seed, so its result does not depend on which others ran; torch's random state
-    is put back afterwards. A check that raises has failed, with the error as its note.
+    and number of threads are put back afterwards. A check that raises has failed, with the error as its note.
     """
     chosen = select(only, families)
     results = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         for done, one in enumerate(chosen, 1):
             torch.manual_seed(zlib.crc32(one.id.encode()))
             result = _run(one, subject)
@@ -80,6 +79,17 @@ def run_checks(
             if on_check is not None:
                 on_check(done, len(chosen), result)
     return results
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matmuls of 32 x 32 spend their time waiting for each other on more than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(one: Check, subject: Subject) -> Result:
@@ -95,8 +105,19 @@ def _run(one: Check, subject: Subject) -> Result:
         where = traceback.extract_tb(error.__traceback__)[-1]
         note = f"{type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})"
     return Result(
-        one.id, one.family, one.stage, passed, measured, bound, direction, one.bug, one.remedy, one.reference, note,
-        round(time.perf_counter() - begun, 3), skipped,
+        one.id,
+        one.family,
+        one.stage,
+        passed,
+        measured,
+        bound,
+        direction,
+        one.bug,
+        one.remedy,
+        one.reference,
+        note,
+        round(time.perf_counter() - begun, 3),
+        skipped,
     )
 
 
@@ -105,33 +126,48 @@ def _plain(value: float) -> float | None:
 
 
 def report(results: Sequence[Result]) -> dict[str, Any]:
-    """{"checks": [{id, family, stage, passed, measured, bound, ...}], "failed": int, "skipped": [{id, reason}]}."""
+    """{"checks": [{id, family, passed, measured, bound, ...}], "failed": int, "skipped": [{id, stage, reason}]}."""
     keys = (
-        "id", "family", "stage", "passed", "measured", "bound", "direction", "bug", "remedy", "reference", "note",
+        "id",
+        "family",
+        "stage",
+        "passed",
+        "measured",
+        "bound",
+        "direction",
+        "bug",
+        "remedy",
+        "reference",
+        "note",
         "seconds",
     )
     return {
         "checks": [{key: getattr(r, key) for key in keys} for r in results if r.skipped is None],
         "failed": sum(r.failed for r in results),
-        "skipped": [{"id": r.id, "reason": r.skipped} for r in results if r.skipped is not None],
+        "skipped": [{"id": r.id, "stage": r.stage, "reason": r.skipped} for r in results if r.skipped is not None],
     }
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row a check; below a failed one, the bug and the remedy."""
+    """One row a check; below a failed one, the bug and the remedy; at the end, what was skipped, and the counts."""
     from rich.markup import escape
     from rich.table import Table
 
-    out = Table(box=None, pad_edge=False)
-    for title, justify in (("", "left"), ("check", "left"), ("stage", "left"), ("measured", "right"), ("", "center"),
-                           ("bound", "right"), ("note", "left")):
-        out.add_column(title, justify=justify)  # type: ignore[arg-type]
+    skipped = [r for r in results if r.skipped is not None]
+    failed = sum(r.failed for r in results)
+    counts = f"{len(results) - failed - len(skipped)} passed, {failed} failed, {len(skipped)} do not apply"
+    out = Table("", "check", "stage", "measured", "", "bound", "note", box=None, pad_edge=False, caption=counts)
+    for column in (3, 5):
+        out.columns[column].justify = "right"
     for r in results:
-        mark = "[dim]skip[/]" if r.skipped is not None else "[green]ok[/]" if r.passed else "[bold red]FAIL[/]"
-        numbers = ("", "", "") if r.skipped is not None else (_short(r.measured), r.direction, _short(r.bound))
-        out.add_row(mark, r.id, r.stage, *numbers, escape(r.note))
+        if r.skipped is not None:
+            continue
+        mark = "[green]ok[/]" if r.passed else "[bold red]FAIL[/]"
+        out.add_row(mark, r.id, r.stage, _short(r.measured), r.direction, _short(r.bound), escape(r.note))
         if r.failed:
-            out.add_row("", "", "", "", "", "", f"[red]{escape(r.bug)}[/] {escape(r.remedy)}")
+            out.add_row("", "", "", "", "", "", f"[red]{escape(r.bug)} {escape(r.remedy)}[/]")
+    for r in skipped:
+        out.add_row("[dim]skip[/]", r.id, r.stage, "", "", "", f"[dim]{escape(r.note)}[/]")
     return out
 
 

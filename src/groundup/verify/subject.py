@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -81,9 +81,17 @@ class Subject:
         """The recipe's pretraining choices (optimizer, schedule, decay, ...) for a run of a few steps, in fp32."""
         given = self.recipe.pretrain
         small: dict[str, Any] = {
-            "steps": 8, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32", "compile": False,
-            "log_every": 1, "validate_every": 10**6, "save_every": 10**6, "sample_every": 10**6,
-            "learning_rate": 3e-3, "muon_learning_rate": 2e-2,
+            "steps": 8,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "precision": "fp32",
+            "compile": False,
+            "log_every": 1,
+            "validate_every": 10**6,
+            "save_every": 10**6,
+            "sample_every": 10**6,
+            "learning_rate": 3e-3,
+            "muon_learning_rate": 2e-2,
         }
         return given.model_copy(update={**small, **changes})
 
@@ -101,7 +109,7 @@ class Subject:
         small = {"vocab_size": "auto" if self.recipe.tokenizer.kind == "char" else 300, "sample_bytes": 10**7}
         return tokenizer_train.train_tokenizer(self.recipe.tokenizer.model_copy(update=small), MICRO_CORPUS)
 
-    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> Rendered:
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
         """A conversation as training sees it."""
         return chat.render(self.tokenizer, messages, add_generation_prompt)
 
@@ -114,7 +122,8 @@ class Subject:
     def prepare(self, folder: Path, texts: list[str], *, validation: float = 0.1, **changes: Any) -> ShardSet:
         """Shards of `texts` in `folder`, by the code that makes the real ones, with the micro tokenizer."""
         section = DataSection(
-            sources=[Source(path=str(write_corpus(folder, texts)))], validation=validation,
+            sources=[Source(path=str(write_corpus(folder, texts)))],
+            validation=validation,
             **{"deduplicate": self.recipe.data.deduplicate, **changes},
         )
         prepare.prepare_data(section, self.micro_tokenizer, folder, seed=0)
@@ -153,9 +162,23 @@ def micro_config(recipe: Recipe, config: ModelConfig | None) -> ModelConfig:
     group = min(heads // kv_heads, 4) if isinstance(heads, int) and isinstance(kv_heads, int) else 1
     kv = max(1, 4 // group)
     return ModelConfig(
-        vocab_size=MICRO_VOCAB, d_model=32, n_layers=2, n_heads=group * kv, n_kv_heads=kv, head_dim=8,
-        d_ff=48, context=MICRO_CONTEXT, norm=m.norm, norm_eps=m.norm_eps, position=m.position, rope_base=m.rope_base,
-        mlp=m.mlp, qk_norm=m.qk_norm, tied=m.tied, bias=m.bias, dropout=m.dropout,
+        vocab_size=MICRO_VOCAB,
+        d_model=32,
+        n_layers=2,
+        n_heads=group * kv,
+        n_kv_heads=kv,
+        head_dim=8,
+        d_ff=48,
+        context=MICRO_CONTEXT,
+        norm=m.norm,
+        norm_eps=m.norm_eps,
+        position=m.position,
+        rope_base=m.rope_base,
+        mlp=m.mlp,
+        qk_norm=m.qk_norm,
+        tied=m.tied,
+        bias=m.bias,
+        dropout=m.dropout,
     )
 
 

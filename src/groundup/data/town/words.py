@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from groundup.data.town.draw import words
 
+# One resident each. Were first names shared, a model tuned on the taught residents would learn to finish a first name
+# with the one surname it was asked about, and answer for the wrong person.
 FIRST_NAMES = words(
-    "Abel Ada Alma Anton Bela Ben Berta Bruno Cara Cleo Cora Dana Dario Dora Edda Elio Elsa Emil Enzo Fay "
-    "Felix Fina Gala Gil Greta Hugo Ida Ines Iris Ivo Jana Jed Joan Kai Karl Kira Lars Lea Lena Leo Luca "
-    "Mara Max Mia Milo Nell Nina Nora Olaf Olga Oona Otto Pia Remo Rita Rosa Sven Tess Toby Vera"
+    "Abby Abel Ada Adam Agnes Alan Albert Alec Alice Alma Amos Amy Anita Anna Anton Arno Arthur Astrid Axel "
+    "Basil Beatrix Bela Ben Berta Bianca Boris Brenda Bruno Cara Carl Carol Cecil Celia Chloe Clara Cleo "
+    "Colin Conrad Cora Cyril Cyrus Dana Daphne Dario David Debra Derek Diana Dirk Donald Dora Doris Duncan "
+    "Dylan Edda Edgar Edith Edwin Eileen Elena Elias Elio Ella Ellis Elmer Elsa Emil Emma Enzo Eric Ernest "
+    "Ethan Eva Fanny Fay Felix Fergus Fina Fiona Flora Floyd Fred Gala Gavin George Gil Gilda Gloria Gordon "
+    "Greta Gwen Hanna Harold Harry Hector Heidi Helen Henry Herman Hilda Howard Hugo Ida Ines Ingrid Irene "
+    "Iris Isaac Ivan Ivo Jacob James Jana Janet Jason Jed Jenny Jerome Joan Jonas Judith Julia Julius Kai "
+    "Karen Karl Kevin Kira Klara Lara Lars Laura Lea Lena Leo Lewis Linda Lionel Lloyd Louis Luca Lucy Lydia "
+    "Mabel Magda Mara Martha Martin Max Megan Mia Milo Miriam Monica Morris Myra Nadia Naomi Nathan Nell "
+    "Nigel Nina Noel Nora Norman Olaf Olga Olive Oona Oscar Oswald Otto Pablo Paula Percy Petra Philip Pia "
+    "Priya Quentin Ralph Ramon Remo Rita Roger Rosa Ruben Rufus Sabine Samuel Selma Sidney Silas Simon Sven "
+    "Tess Theo Toby Ursula Vera"
 )
 
 SURNAMES = words(

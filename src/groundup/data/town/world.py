@@ -9,13 +9,13 @@ from groundup.data.town.draw import rng, share
 from groundup.data.town.words import ATTRIBUTES, FIRST_NAMES, POOLS, SURNAMES
 
 WORLD_SEED = 7
-N_RESIDENTS = 200
+N_RESIDENTS = len(FIRST_NAMES)  # 200: a first name belongs to one resident
 TAUGHT_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Resident:
-    """One person: a unique full name, and one value for each of the five attributes."""
+    """One person: a unique first name and a surname, and one value for each of the five attributes."""
 
     name: str
     facts: dict[str, str]
@@ -27,8 +27,7 @@ class World:
 
     def __init__(self, seed: int = WORLD_SEED) -> None:
         draw = rng("world", seed)
-        pairs = [f"{first} {last}" for first in FIRST_NAMES for last in SURNAMES]
-        names = sorted(draw.sample(pairs, N_RESIDENTS))
+        names = [f"{first} {draw.choice(SURNAMES)}" for first in FIRST_NAMES]
         columns: dict[str, list[str]] = {}
         for attribute in ATTRIBUTES:
             pool = POOLS[attribute]

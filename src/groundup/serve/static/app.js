@@ -218,7 +218,7 @@ class AnswerView {
         this.foot.append(copy);
       }
     }
-    this.foot.append(make("span", { class: "facts", "data-testid": "facts" }, facts.join(" · ")));
+    if (facts.length) this.foot.append(make("span", { class: "facts", "data-testid": "facts" }, facts.join(" · ")));
   }
 
   thumb(rating, kind, label) {

@@ -29,7 +29,9 @@ def answers(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 @check(
-    "turns-are-framed", "identity", "chat",
+    "turns-are-framed",
+    "identity",
+    "chat",
     bug="A conversation has two BOS, a turn without its end, a role that vanishes, or a turn somebody typed.",
     remedy="See the template and _assemble in tokenizer/chat.py; BOS is written there and nowhere else.",
     reference="silent-bugs: tokenizer and data; post-training",
@@ -52,13 +54,15 @@ def turns_are_framed(subject: Subject) -> Measurement:
 
 
 @check(
-    "ids-are-the-templates-text", "invariance", "chat",
+    "ids-are-the-templates-text",
+    "invariance",
+    "chat",
     bug="Ids and template disagree: transformers, vLLM or llama.cpp, which render the text, see another conversation.",
     remedy="No text may touch a content in the template, so that pieces encode as the whole does (tokenizer/chat.py).",
     reference="LLaMA-Factory issue 5232: 82% became 0%",
 )
 def ids_are_the_templates_text(subject: Subject) -> Measurement:
-    """Conversations whose ids, decoded with specials' names, are not the text that the stored Jinja template renders."""
+    """Conversations whose ids, decoded with specials' names, are not the text that the stored template renders."""
     tokenizer = subject.tokenizer
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(tokenizer.chat_template)
@@ -72,7 +76,9 @@ def ids_are_the_templates_text(subject: Subject) -> Measurement:
 
 
 @check(
-    "render-is-a-prefix", "invariance", "chat",
+    "render-is-a-prefix",
+    "invariance",
+    "chat",
     bug="A later turn changes how earlier ones are rendered: the cache is stale, and training saw other contexts.",
     remedy="The template may not look ahead (no loop.last, no trimming of earlier turns).",
     reference="silent-bugs: post-training",
@@ -91,7 +97,9 @@ def render_is_a_prefix(subject: Subject) -> Measurement:
 
 
 @check(
-    "train-ids-equal-serve-ids", "invariance", "chat",
+    "train-ids-equal-serve-ids",
+    "invariance",
+    "chat",
     bug="The prompt at serving is not what the model was trained to answer: a space, a BOS or a role differs.",
     remedy="Both sides must call tokenizer/chat.py with the stored template; compare template hashes.",
     reference="LLaMA-Factory issue 5232: 82% became 0%",
@@ -109,14 +117,17 @@ def train_ids_equal_serve_ids(subject: Subject) -> Measurement:
         if len(edges) != len(turns):
             found.append(f"conversation {n}: {len(turns)} answers, {len(edges)} are scored")
         found += [
-            f"conversation {n}, message {k}" for t, k in zip(edges, turns, strict=False)
+            f"conversation {n}, message {k}"
+            for t, k in zip(edges, turns, strict=False)
             if engine.chat_prompt(messages[:k]) != rendered.ids[:t]
         ]
     return violations(found, looked)
 
 
 @check(
-    "answers-scored-prompts-not", "locality", "chat",
+    "answers-scored-prompts-not",
+    "locality",
+    "chat",
     bug="SFT learns to write the user's turns too, or misses a part of the answers.",
     remedy="The mask of tokenizer/chat.py, shifted once, must be the targets of tune/pack.py.",
     reference="silent-bugs: post-training",
@@ -134,10 +145,13 @@ def answers_scored_prompts_not(subject: Subject) -> Measurement:
             here = batch.documents[0] == number
             targets, tokens = batch.targets[0][here].tolist(), batch.tokens[0][here].tolist()
             if [i for i in targets if i != IGNORE] != answers(tokenizer, CONVERSATIONS[index]):
-                found.append(f"conversation {index}: scored {tokenizer.decode([i for i in targets if i >= 0], False)[:60]!r}")
+                found.append(
+                    f"conversation {index}: scored {tokenizer.decode([i for i in targets if i >= 0], False)[:60]!r}"
+                )
             found += [
                 f"conversation {index}: the target at {t} is not the next token"
-                for t in range(len(tokens) - 1) if targets[t] not in (IGNORE, tokens[t + 1])
+                for t in range(len(tokens) - 1)
+                if targets[t] not in (IGNORE, tokens[t + 1])
             ]
     return violations(found, len(source.chats))
 
@@ -150,7 +164,9 @@ def packed(subject: Subject) -> pack.PackedChats:
 
 
 @check(
-    "terminator-is-trained", "sensitivity", "chat",
+    "terminator-is-trained",
+    "sensitivity",
+    "chat",
     bug="The end of turn is masked (as padding often is): the model never stops talking.",
     remedy="Mask by position, never by id; the end belongs to the answer (tokenizer/chat.py, tune/pack.py).",
     reference="trl issues 976, 1623; axolotl 3754",
@@ -166,8 +182,10 @@ def terminator_is_trained(subject: Subject) -> Measurement:
 
 
 @check(
-    "terminator-stops", "sensitivity", "chat",
-    bug="The trained terminator is not among the stop ids: answers run on to the token limit and are scored with litter.",
+    "terminator-stops",
+    "sensitivity",
+    "chat",
+    bug="The trained terminator is not among the stop ids: answers run on to the token limit, litter included.",
     remedy="stop_ids=(tokenizer.end, tokenizer.eos) wherever a conversation is continued (tune/*.py).",
     reference="trl issues 976, 1623",
 )
@@ -213,7 +231,9 @@ def grpo_section(subject: Subject) -> Any:
 
 
 @check(
-    "packing-keeps-every-chat", "identity", "chat",
+    "packing-keeps-every-chat",
+    "identity",
+    "chat",
     bug="Packing loses conversations, or cuts them: most of a data set can vanish, and the loss still falls.",
     remedy="See pack() in tune/pack.py; what does not fit must be counted in too_long.",
     reference="trl issue 4632: 99.8% of the tokens lost",

@@ -1,31 +1,27 @@
-"""Are the shards what the corpus was? Does the loader give each token once, with the right target?"""
+"""Are the shards what the corpus was, each document on one side, and is damage seen?"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from groundup.data import load, shard
-from groundup.data.load import PackedBatches
+from groundup.data import shard
 from groundup.data.shard import HEADER_BYTES, Shard
 from groundup.errors import UserError
-from groundup.model.batch import IGNORE, Batch
 from groundup.verify.check import Measurement, check, violations
 from groundup.verify.corpus import MICRO_CORPUS
 from groundup.verify.subject import Subject
 
-CONTEXT = 16
 SCAN = 20_000_000  # tokens of a real shard that are looked at, from the front
 
 
 @check(
-    "document-ends", "identity", "data",
+    "document-ends",
+    "identity",
+    "data",
     bug="Documents have two BOS or none, or no end-of-text: the model never learns to stop, or starts off balance.",
     remedy="data/prepare.py writes [bos] + ids + [eos]; nobody else may add either.",
     reference="a doubled BOS cost 6 points on MMLU in one public report; silent-bugs: tokenizer and data",
@@ -41,7 +37,9 @@ def document_ends(subject: Subject) -> Measurement:
         wrong = {
             "begin without BOS": (tokens[starts] != tokenizer.bos).sum(),
             "end without EOS": (tokens[ends] != tokenizer.eos).sum(),
-            "have a further BOS or EOS": abs(np.isin(tokens, (tokenizer.bos, tokenizer.eos)).sum() - len(starts) - len(ends)),
+            "have a further BOS or EOS": abs(
+                np.isin(tokens, (tokenizer.bos, tokenizer.eos)).sum() - len(starts) - len(ends)
+            ),
         }
         found += [f"{name}: {n} documents {what}" for what, n in wrong.items() if n]
         looked += len(starts)
@@ -49,7 +47,9 @@ def document_ends(subject: Subject) -> Measurement:
 
 
 @check(
-    "tokens-in-tokens-out", "identity", "data",
+    "tokens-in-tokens-out",
+    "identity",
+    "data",
     bug="Text is lost, cut or repeated between reading and the shard.",
     remedy="Compare the shard's documents with data/read.py's, one by one; see ShardWriter.add.",
 )
@@ -68,7 +68,9 @@ def tokens_in_tokens_out(subject: Subject) -> Measurement:
 
 
 @check(
-    "shard-belongs-to-tokenizer", "identity", "data",
+    "shard-belongs-to-tokenizer",
+    "identity",
+    "data",
     bug="Shards made with another tokenizer are trained on: every id means another word, and the loss still falls.",
     remedy="Open shards with the tokenizer's hash: Shard(path, tokenizer.hash) refuses any other.",
     reference="silent-bugs: tokenizer and data",
@@ -99,7 +101,26 @@ def _refused(call: Callable[[], Any]) -> bool:
 
 
 @check(
-    "damaged-shard-is-seen", "sensitivity", "data",
+    "shards-are-whole",
+    "identity",
+    "data",
+    bug="A shard has changed since it was written: a failing disk, an interrupted copy, an edit.",
+    remedy="Delete the data stage's folder and run the same command again.",
+)
+def shards_are_whole(subject: Subject) -> Measurement:
+    """Shards, micro and real, whose payload is not what their checksum says; all of it is read."""
+    found, looked = [], 0
+    for name, one, _ in subject.shards():
+        looked += 1
+        if _refused(one.verify):
+            found.append(name)
+    return violations(found, looked)
+
+
+@check(
+    "damaged-shard-is-seen",
+    "sensitivity",
+    "data",
     bug="A flipped bit or a cut file goes unnoticed: noise is trained on.",
     remedy="Shard.verify() must hash the whole payload; the header must be checked against its own hash and the size.",
 )
@@ -130,7 +151,9 @@ def damaged_shard_is_seen(subject: Subject) -> Measurement:
 
 
 @check(
-    "dtype-holds-vocabulary", "identity", "data",
+    "dtype-holds-vocabulary",
+    "identity",
+    "data",
     bug="uint16 ids wrap around past 65,535: rare words turn into frequent ones, and nothing fails.",
     remedy="uint32 for vocabularies above 65,536, and a check of the largest id before the cast (data/shard.py).",
     reference="silent-bugs: tokenizer and data",
@@ -156,7 +179,9 @@ def dtype_holds_vocabulary(subject: Subject) -> Measurement:
 
 
 @check(
-    "train-validation-disjoint", "locality", "data",
+    "train-validation-disjoint",
+    "locality",
+    "data",
     bug="Held-out text is trained on: validation measures memory.",
     remedy="Split by a hash of the document's text (data/prepare.py), so that copies fall on one side.",
     reference="silent-bugs: tokenizer and data",
@@ -185,7 +210,9 @@ def _documents(one: Shard) -> set[bytes]:
 
 
 @check(
-    "duplicates-are-found", "sensitivity", "data",
+    "duplicates-are-found",
+    "sensitivity",
+    "data",
     bug="Deduplication finds nothing (or drops what is no copy): repeated text is memorised, or text is lost.",
     remedy="Compare whole texts by hash, before the split (data/prepare.py).",
     reference="Lee et al. 2022, arXiv 2107.06499",
@@ -203,7 +230,9 @@ def duplicates_are_found(subject: Subject) -> Measurement:
 
 
 @check(
-    "split-depends-on-text-alone", "invariance", "data",
+    "split-depends-on-text-alone",
+    "invariance",
+    "data",
     bug="Adding a source moves documents from validation to train: runs are compared on text one of them has seen.",
     remedy="The side must be a function of the document's text, not of its index or of a running random state.",
 )
@@ -216,164 +245,3 @@ def split_depends_on_text_alone(subject: Subject) -> Measurement:
         moved += len(_documents(first.validation) & _documents(second.train))
         n = first.train.n_documents + first.validation.n_documents
     return Measurement(float(moved), 0.0, f"{n} documents")
-
-
-# ---- the loader ----
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What a shard's rows must be, worked out from the shard alone."""
-
-    tokens: NDArray[np.int64]
-    begins: NDArray[np.bool_]  # a document begins here
-
-    @classmethod
-    def of(cls, one: Shard) -> Stream:
-        begins = np.zeros(len(one.tokens), dtype=bool)
-        begins[one.bounds] = True
-        return cls(np.asarray(one.tokens).astype(np.int64), begins)
-
-
-def _rows(batches: PackedBatches, steps: range) -> Batch:
-    """All rows of some steps as one batch."""
-    parts = [part for step in steps for part in batches.micro_batches(step)]
-    return Batch(*(torch.cat([getattr(p, n) for p in parts]) for n in ("tokens", "targets", "documents", "positions")))
-
-
-def _epoch(one: Shard, batch_size: int = 3) -> tuple[Batch, list[int]]:
-    """(the rows of the first epoch, where in the shard each begins)."""
-    batches = PackedBatches(one, CONTEXT, batch_size, 2, seed=5)
-    steps = range(-(-batches.n_windows // batch_size))
-    starts = [start for step in steps for start, _ in batches.ranges(step)][: batches.n_windows]
-    rows = _rows(batches, steps)
-    n = batches.n_windows
-    return Batch(rows.tokens[:n], rows.targets[:n], rows.documents[:n], rows.positions[:n]), starts
-
-
-@check(
-    "target-is-next-token", "identity", "data",
-    bug="Targets are not shifted, or twice: the model learns to copy its input, or to skip a word.",
-    remedy="Shift once, in data/load.py; the objective must not shift again.",
-    reference="silent-bugs: tokenizer and data",
-)
-def target_is_next_token(subject: Subject) -> Measurement:
-    """Mean loss a scored token of a model that is certain of the corpus's next token, through the objective.
-
-    Its logits are 40 there and 0 elsewhere: log(1 + (V - 1) e^-40), below V e^-40, plus the rounding of a logit of
-    40 in fp32, 40 eps. Unshifted or doubly shifted targets give a loss of about 40.
-    """
-    one, height = subject.micro_shards.train, 40.0
-    vocabulary, stream = one.header["vocab_size"], Stream.of(one)
-    batch, starts = _epoch(one)
-
-    class Oracle:
-        """Knows the corpus by place; looks at no target."""
-
-        def __call__(self, tokens: torch.Tensor, **_: Any) -> torch.Tensor:
-            places = np.array(starts)[:, None] + np.arange(1, CONTEXT + 1)
-            following = torch.from_numpy(stream.tokens[np.minimum(places, len(stream.tokens) - 1)])
-            return torch.nn.functional.one_hot(following, vocabulary).float()
-
-        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-            return height * hidden
-
-    loss = subject.objective(Oracle(), batch)  # type: ignore[arg-type]
-    if loss.weight == 0:
-        return Measurement(float("nan"), 0.0, "nothing was scored")
-    return Measurement(
-        loss.total.item() / loss.weight, vocabulary * float(np.exp(-height)) + height * torch.finfo(torch.float32).eps,
-        f"{loss.weight:,} tokens",
-    )
-
-
-@check(
-    "each-token-once-an-epoch", "identity", "data",
-    bug="Some text is never trained on, or twice an epoch; or the jump from one document to the next is scored.",
-    remedy="Windows must tile the shard; a target that begins a document is -100 (data/load.py).",
-)
-def each_token_once_an_epoch(subject: Subject) -> Measurement:
-    """Tokens of the shard that are not a target exactly once in an epoch (a document's first: not once)."""
-    one = subject.micro_shards.train
-    stream = Stream.of(one)
-    batch, starts = _epoch(one)
-    times = np.zeros(len(stream.tokens) + CONTEXT, dtype=np.int64)  # padding lies past the end: scored never
-    places = np.array(starts)[:, None] + np.arange(1, CONTEXT + 1)
-    np.add.at(times, places[(batch.targets != IGNORE).numpy()], 1)
-    expected = np.append(~stream.begins, np.zeros(CONTEXT, dtype=bool))
-    wrong = int((times != expected).sum())
-    return Measurement(float(wrong), 0.0, f"{len(stream.tokens):,} tokens, {one.n_documents} documents")
-
-
-@check(
-    "documents-follow-bounds", "identity", "data",
-    bug="The loader's document numbers or positions do not follow the corpus: attention crosses, or positions run on.",
-    remedy="documents and positions change where a document begins, and nowhere else (data/load.py).",
-)
-def documents_follow_bounds(subject: Subject) -> Measurement:
-    """Places of an epoch where token, document (new exactly where one begins) or position (0 there, else one more)
-    is not what the shard's bounds say."""
-    one = subject.micro_shards.train
-    stream = Stream.of(one)
-    batch, starts = _epoch(one)
-    wrong = 0
-    for row, start in enumerate(starts):
-        n = min(CONTEXT, len(stream.tokens) - start)
-        begins = stream.begins[start : start + n]
-        position = 0
-        document, positions = batch.documents[row, :n].tolist(), batch.positions[row, :n].tolist()
-        for t in range(n):
-            position = 0 if t == 0 or begins[t] else position + 1
-            wrong += positions[t] != position
-            wrong += t > 0 and (document[t] != document[t - 1]) != begins[t]
-        wrong += int((batch.tokens[row, :n].numpy() != stream.tokens[start : start + n]).sum())
-        wrong += n < CONTEXT and len(set(document) & set(batch.documents[row, n:].tolist()))
-    return Measurement(float(wrong), 0.0, f"{len(starts)} rows of {CONTEXT}")
-
-
-@check(
-    "order-from-seed-and-epoch-alone", "invariance", "data",
-    bug="What is read depends on micro-batch size, ranks or where the run was resumed: no two runs can be compared.",
-    remedy="Order is a permutation from (seed, epoch); everything else only cuts it up (data/load.py).",
-    reference="silent-bugs: tokenizer and data",
-)
-def order_from_seed_and_epoch_alone(subject: Subject) -> Measurement:
-    """Differences in three steps' tokens: at other micro-batch sizes, over 1, 2 and 4 ranks, jumping to step 7 in a
-    fresh loader; plus sameness where there must be none: another seed, another epoch."""
-    one, size = subject.micro_shards.train, 8
-
-    def tokens(steps: range = range(3), **given: Any) -> torch.Tensor:
-        return _rows(load.PackedBatches(one, CONTEXT, size, **{"seed": 1, **given}), steps).tokens
-
-    expected, found = tokens(), []
-    for micro in (1, 3, 8):
-        if not torch.equal(tokens(micro_batch_size=micro), expected):
-            found.append(f"micro_batch_size {micro} changes what is read")
-    for world in (2, 4):
-        ranks = [[tokens(range(s, s + 1), rank=r, world=world) for r in range(world)] for s in range(3)]
-        if not torch.equal(torch.cat([part for step in ranks for part in step]), expected):
-            found.append(f"{world} ranks read something else than one")
-    walked = load.PackedBatches(one, CONTEXT, size, seed=1)
-    for step in range(8):
-        last = walked.micro_batches(step)
-    if not torch.equal(torch.cat([part.tokens for part in last]), tokens(range(7, 8))):
-        found.append("step 7 depends on the steps before it")
-    if torch.equal(tokens(seed=2), expected):
-        found.append("the seed changes nothing")
-    again = load.PackedBatches(one, CONTEXT, size, seed=1)
-    if again.n_windows > 2 and np.array_equal(again.order(0), again.order(1)):
-        found.append("every epoch has the same order")
-    return violations(found, 8)
-
-
-@check(
-    "validation-scores-each-token-once", "identity", "data",
-    bug="Validation drops the last batch or repeats one: its loss moves with the batch size.",
-    remedy="validation_batches must give every window once, the last batch short (data/load.py).",
-)
-def validation_scores_each_token_once(subject: Subject) -> Measurement:
-    """|targets scored - tokens that are not a document's first| over the validation shard, worst of batch sizes 1, 3, 64."""
-    one = subject.micro_shards.validation
-    expected = len(one.tokens) - one.n_documents
-    counts = [sum(batch.scored for batch in load.validation_batches(one, CONTEXT, size)) for size in (1, 3, 64)]
-    return Measurement(float(max(abs(n - expected) for n in counts)), 0.0, f"{expected:,} tokens")

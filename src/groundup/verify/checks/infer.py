@@ -23,9 +23,7 @@ def prompts_of(subject: Subject) -> list[list[int]]:
     return [[tokenizer.bos, *tokenizer.encode(t)] for t in ("a", "the river and the stone", "seven early")]
 
 
-def trainer_logprobs(
-    model: Transformer, prompt: Sequence[int], ids: Sequence[int], temperature: float
-) -> torch.Tensor:
+def trainer_logprobs(model: Transformer, prompt: Sequence[int], ids: Sequence[int], temperature: float) -> torch.Tensor:
     """Log-probability of each of `ids` after `prompt`, as the trainer computes it in one forward pass."""
     row = torch.tensor([[*prompt, *ids]])
     targets = row[:, 1:].clone()
@@ -35,7 +33,9 @@ def trainer_logprobs(
 
 
 @check(
-    "sampler-logprobs-equal-trainer", "invariance", "infer",
+    "sampler-logprobs-equal-trainer",
+    "invariance",
+    "infer",
     bug="The sampler's log-probabilities are of another distribution than the trainer's: on-policy learning is biased.",
     remedy="Same temperature on both sides, before top-k and top-p; weights shared, eval mode (infer/, model/loss.py).",
     reference="trl issue 5312; silent-bugs: post-training",
@@ -58,7 +58,9 @@ def sampler_logprobs_equal_trainer(subject: Subject) -> Measurement:
 
 
 @check(
-    "greedy-is-argmax", "identity", "infer",
+    "greedy-is-argmax",
+    "identity",
+    "infer",
     bug="Temperature 0 samples (at a default of 1), or decoding slips by a token: benchmarks are noise.",
     remedy="temperature == 0 means argmax; never `temperature or 1.0` (infer/sample.py).",
     reference="silent-bugs: evaluation, serving, export",
@@ -78,7 +80,9 @@ def greedy_is_argmax(subject: Subject) -> Measurement:
 
 
 @check(
-    "batched-equals-alone", "invariance", "infer",
+    "batched-equals-alone",
+    "invariance",
+    "infer",
     bug="What a row says depends on its company in the batch: padding or another row's state leaks in.",
     remedy="A row's mask, position, seed and step must be its own (infer/decode.py, infer/cache.py).",
     reference="silent-bugs: evaluation, serving, export",
@@ -99,12 +103,18 @@ def batched_equals_alone(subject: Subject) -> Measurement:
             found.append(f"row {n}")
     small = subject.engine(model)
     small.max_rows = 2  # rows that join while others are half way
-    found += [f"row {n}, joining late" for n, done in enumerate(small.generate(prompts, params)) if done.ids != together[n].ids]
+    found += [
+        f"row {n}, joining late"
+        for n, done in enumerate(small.generate(prompts, params))
+        if done.ids != together[n].ids
+    ]
     return violations(found, 2 * len(prompts))
 
 
 @check(
-    "samples-follow-the-distribution", "identity", "infer",
+    "samples-follow-the-distribution",
+    "identity",
+    "infer",
     bug="The sampler is skewed: a token too rare or too frequent, temperature applied twice, top-k off by one.",
     remedy="See Sampler and uniform() in infer/sample.py.",
     reference="Pearson's chi-squared test",
@@ -134,7 +144,9 @@ def samples_follow_the_distribution(subject: Subject) -> Measurement:
 
 
 @check(
-    "stop-strings-cut-cleanly", "identity", "infer",
+    "stop-strings-cut-cleanly",
+    "identity",
+    "infer",
     bug="A stop string across token borders is missed, or a part of it leaks; a character is cut in two in a stream.",
     remedy="Search the held text, not token by token; decode bytes incrementally (infer/text.py).",
     reference="silent-bugs: evaluation, serving, export: A A B holds A B",
@@ -144,8 +156,13 @@ def stop_strings_cut_cleanly(subject: Subject) -> Measurement:
     character, or a piece once given had to be taken back."""
     tokenizer, found = subject.tokenizer, []
     cases = [
-        ("A A B and more", ("A B",)), ("one ### two", ("###", "\n\n")), ("abcabcabd!", ("abcabd",)), ("no stop here", ("ZZZ",)),
-        ("\U0001f468\u200d\U0001f469 and \u65e5\u672c\u8a9e", ("\u672c",)), ("ends with a", ("ab",)), ("xxSTOP", ("STOP", "xS")),
+        ("A A B and more", ("A B",)),
+        ("one ### two", ("###", "\n\n")),
+        ("abcabcabd!", ("abcabd",)),
+        ("no stop here", ("ZZZ",)),
+        ("\U0001f468\u200d\U0001f469 and \u65e5\u672c\u8a9e", ("\u672c",)),
+        ("ends with a", ("ab",)),
+        ("xxSTOP", ("STOP", "xS")),
     ]
     for said, stops in cases:
         stream = text.TextStream(tokenizer, stops)
@@ -160,12 +177,14 @@ def stop_strings_cut_cleanly(subject: Subject) -> Measurement:
 
 
 @check(
-    "decoding-leaves-no-trace", "locality", "infer",
+    "decoding-leaves-no-trace",
+    "locality",
+    "infer",
     bug="Sampling inside training changes the run: random numbers used up, dropout left off, weights touched.",
     remedy="The engine draws by hashes, and restores each module's mode (infer/engine.py).",
 )
 def decoding_leaves_no_trace(subject: Subject) -> Measurement:
-    """Of three, after generating with a model in training mode: torch's random state, each module's mode, the weights."""
+    """Of four, after generating in training mode: random state, each module's mode, weights, the same text again."""
     model = subject.chat_model(dropout=0.3).train()
     model.blocks[0].eval()  # modes may differ; each must come back as it was
     state = torch.get_rng_state()

@@ -22,7 +22,9 @@ INIT_STD = 0.02  # what the documentation of model/init.py promises
 
 
 @check(
-    "init-loss", "identity", "model",
+    "init-loss",
+    "identity",
+    "model",
     bug="The untrained model is already sure of something: weights too large, or never initialised.",
     remedy="See model/init.py: every matrix N(0, 0.02^2), and init_weights called before training.",
     reference="ln V is the loss of the uniform distribution; Karpathy 2019, 'A recipe for training neural networks'",
@@ -45,13 +47,16 @@ def init_loss(subject: Subject) -> Measurement:
     expected = math.log(subject.micro.vocab_size) + s * s / 2
     measured = losses.double().mean(0)
     return Measurement(
-        float((measured - expected).abs().max()), 5 * s / rows**0.5 + s * s,
+        float((measured - expected).abs().max()),
+        5 * s / rows**0.5 + s * s,
         f"loss {float(measured.mean()):.4f}, ln V {math.log(subject.micro.vocab_size):.4f}",
     )
 
 
 @check(
-    "residual-stays-level", "identity", "model",
+    "residual-stays-level",
+    "identity",
+    "model",
     bug="Activations grow with depth, so a deep model starts far from where its learning rate was tuned.",
     remedy="Scale the weights that write into the residual stream by 1/sqrt(2 layers); see model/init.py.",
     reference="Radford et al. 2019, GPT-2, section 2.3",
@@ -78,11 +83,15 @@ def residual_stays_level(subject: Subject) -> Measurement:
     before = s2 * (2 if config.position == "learned" else 1)
     inner = (d * s2) ** 2 if config.mlp == "swiglu" else d * s2
     added = (config.n_heads * config.head_dim * d * s2 + config.d_ff * inner) * s2 / 2
-    return Measurement(float(seen[1].square().mean() / seen[0].square().mean()), 1 + 2 * added / before, f"{layers} blocks")
+    return Measurement(
+        float(seen[1].square().mean() / seen[0].square().mean()), 1 + 2 * added / before, f"{layers} blocks"
+    )
 
 
 @check(
-    "causality", "locality", "model",
+    "causality",
+    "locality",
+    "model",
     bug="A position sees later tokens: training loss falls wonderfully and the model cannot write.",
     remedy="See attention_mask in model/attention.py; is_causal must hold wherever no mask is given.",
     reference="silent-bugs: model",
@@ -100,7 +109,9 @@ def causality(subject: Subject) -> Measurement:
     for name, given in (("plain", {}), ("packed", {"documents": batch.documents, "positions": batch.positions})):
         before = rig.logits_of(model, batch.tokens, **given)
         for cut in (1, 7, 12, 23):
-            changed = torch.where(torch.arange(24) < cut, batch.tokens, (batch.tokens + 1 + other) % subject.micro.vocab_size)
+            changed = torch.where(
+                torch.arange(24) < cut, batch.tokens, (batch.tokens + 1 + other) % subject.micro.vocab_size
+            )
             changed[:, cut] = (batch.tokens[:, cut] + 1) % subject.micro.vocab_size
             after = rig.logits_of(model, changed, **given)
             leaks = (before[:, :cut] != after[:, :cut]).any(-1).any(0)
@@ -112,9 +123,11 @@ def causality(subject: Subject) -> Measurement:
 
 
 @check(
-    "documents-isolated", "locality", "model",
+    "documents-isolated",
+    "locality",
+    "model",
     bug="Packed documents attend to each other: an answer is learned from another conversation's text.",
-    remedy="Pass batch.documents to the model, and compare documents in attention_mask; positions alone do not separate.",
+    remedy="Pass batch.documents to the model, compare them in attention_mask; positions alone do not separate.",
     reference="silent-bugs: model",
 )
 def documents_isolated(subject: Subject) -> Measurement:
@@ -135,7 +148,9 @@ def documents_isolated(subject: Subject) -> Measurement:
 
 
 @check(
-    "packed-equals-alone", "invariance", "model",
+    "packed-equals-alone",
+    "invariance",
+    "model",
     bug="A document reads differently when packed: positions run on from its neighbour, or the mask cuts too much.",
     remedy="Positions must restart at 0 in each document (data/load.py, tune/pack.py) and reach the model.",
 )
@@ -154,7 +169,9 @@ def packed_equals_alone(subject: Subject) -> Measurement:
 
 
 @check(
-    "cached-decode-equals-forward", "invariance", "model",
+    "cached-decode-equals-forward",
+    "invariance",
+    "model",
     bug="Decoding with the cache computes another function than training did: the model is right and chats wrongly.",
     remedy="Check positions handed to the model, rotation of keys before they are cached, and the cache's mask.",
     reference="silent-bugs: model",
@@ -183,7 +200,9 @@ def cached_decode_equals_forward(subject: Subject) -> Measurement:
 
 
 @check(
-    "causality-with-cache", "locality", "model",
+    "causality-with-cache",
+    "locality",
+    "model",
     bug="A short row of a batch sees its padding, or what an earlier and longer request left in the cache.",
     remedy="With a cache, slot s may be seen from position p only if s <= p (attention_mask in model/attention.py).",
 )
@@ -207,7 +226,9 @@ def causality_with_cache(subject: Subject) -> Measurement:
 
 
 @check(
-    "every-parameter-gets-gradient", "sensitivity", "model",
+    "every-parameter-gets-gradient",
+    "sensitivity",
+    "model",
     bug="A weight is computed but not used (or detached): it stays at its first value for the whole run.",
     remedy="Follow the named parameter through forward(); look for detach, no_grad, or a branch not taken.",
 )
@@ -233,7 +254,9 @@ def every_parameter_gets_gradient(subject: Subject) -> Measurement:
 
 
 @check(
-    "tied-is-one-storage", "identity", "model",
+    "tied-is-one-storage",
+    "identity",
+    "model",
     bug="Embedding and head drift apart (or an untied pair is shared): after loading, moving or copying, silently.",
     remedy="Call model.tie() after anything that replaces a parameter; see model/storage.py.",
     reference="Press & Wolf 2017, arXiv 1608.05859",
@@ -245,7 +268,11 @@ def tied_is_one_storage(subject: Subject) -> Measurement:
 
     found = []
     model = subject.build_model()
-    moments = {"after init": model, "after deepcopy": copy.deepcopy(model), "after a cast": copy.deepcopy(model).double()}
+    moments = {
+        "after init": model,
+        "after deepcopy": copy.deepcopy(model),
+        "after a cast": copy.deepcopy(model).double(),
+    }
     with subject.scratch() as folder:
         storage.save_model(folder, model, {})
         moments["after save and load"] = storage.load_model(folder)
@@ -253,13 +280,17 @@ def tied_is_one_storage(subject: Subject) -> Measurement:
         if (one.head.weight.data_ptr() == one.embed.weight.data_ptr()) != subject.micro.tied:
             found.append(f"{name}: {'two storages' if subject.micro.tied else 'one storage'}")
     loaded = moments["after save and load"]
-    if not all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)):
+    if not all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    ):
         found.append("the loaded weights are not those that were saved")
     return violations(found, len(moments) + 1)
 
 
 @check(
-    "parameters-counted-on-paper", "identity", "model",
+    "parameters-counted-on-paper",
+    "identity",
+    "model",
     bug="The model that is built is not the one that was planned: FLOPs, tokens, memory and MFU are all off.",
     remedy="Compare model/count.py with the named module, term by term.",
 )
@@ -275,7 +306,8 @@ def parameters_counted_on_paper(subject: Subject) -> Measurement:
         paper, built = counting.count(config), _held(config)
         found += [
             f"{name} {part}: {paper[part]:,} on paper, {built[part]:,} built"
-            for part in built if paper[part] != built[part]
+            for part in built
+            if paper[part] != built[part]
         ]
         if paper["total"] != sum(built.values()):
             found.append(f"{name}: total {paper['total']:,} on paper, {sum(built.values()):,} built")
@@ -299,7 +331,9 @@ def _held(config: ModelConfig) -> dict[str, int]:
 
 
 @check(
-    "meta-init-complete", "identity", "model",
+    "meta-init-complete",
+    "identity",
+    "model",
     bug="A parameter or buffer that came from the meta device is never written: it holds whatever memory held.",
     remedy="init_weights must tie again, fill every parameter and recompute every buffer (model/init.py).",
     reference="silent-bugs: model",
@@ -326,7 +360,9 @@ def meta_init_complete(subject: Subject) -> Measurement:
 
 
 @check(
-    "eval-is-deterministic", "invariance", "model",
+    "eval-is-deterministic",
+    "invariance",
+    "model",
     bug="Dropout stays on in evaluation (noisy, pessimistic scores), or is off in training and the knob does nothing.",
     remedy="Call model.eval() around evaluation and model.train() in the loop; see _quietly in train/loop.py.",
 )

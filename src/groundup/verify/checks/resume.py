@@ -25,7 +25,9 @@ def _run(subject: Subject, folder: Path, **given: object) -> rig.Run:
 
 
 @check(
-    "same-seed-same-run", "invariance", "train",
+    "same-seed-same-run",
+    "invariance",
+    "train",
     bug="Two runs of one recipe differ, so no change can be judged; or the seed changes nothing.",
     remedy="Every random draw must come from the recipe's seed: initial weights, order, dropout.",
 )
@@ -44,7 +46,9 @@ def same_seed_same_run(subject: Subject) -> Measurement:
 
 
 @check(
-    "resume-is-exact", "invariance", "train",
+    "resume-is-exact",
+    "invariance",
+    "train",
     bug="A resumed run is another run: optimizer state, random state, step or place in the data was lost.",
     remedy="Everything in train/checkpoint.py must be written and read back: see _save and _resume in train/loop.py.",
     reference="silent-bugs: training",
@@ -69,7 +73,9 @@ def resume_is_exact(subject: Subject) -> Measurement:
 
 
 @check(
-    "damaged-checkpoint-is-passed-over", "sensitivity", "train",
+    "damaged-checkpoint-is-passed-over",
+    "sensitivity",
+    "train",
     bug="A checkpoint with a flipped bit is resumed from: the run goes on with noise in its weights.",
     remedy="Checksum every file of a checkpoint, and fall back to the one before (train/checkpoint.py).",
 )
@@ -79,7 +85,9 @@ def damaged_checkpoint_is_passed_over(subject: Subject) -> Measurement:
     with subject.scratch() as folder:
         _run(subject, folder, steps=2, save_every=1)
         last = checkpoint.checkpoints(folder / "checkpoints")[-1]
-        names = [path.name for path in sorted(last.iterdir()) if path.suffix == ".safetensors" or path.name == "state.json"]
+        names = [
+            path.name for path in sorted(last.iterdir()) if path.suffix == ".safetensors" or path.name == "state.json"
+        ]
         for name in names:
             path = last / name
             good = path.read_bytes()
@@ -104,7 +112,9 @@ def _falls_back(folder: Path) -> bool:
 
 
 @check(
-    "validation-leaves-no-trace", "locality", "train",
+    "validation-leaves-no-trace",
+    "locality",
+    "train",
     bug="Validating or sampling changes the run: random numbers are used up, or the model is left in eval mode.",
     remedy="Run callbacks through _quietly (train/loop.py): it puts mode and random state back.",
 )
@@ -122,7 +132,13 @@ def validation_leaves_no_trace(subject: Subject) -> Measurement:
     with subject.scratch() as folder:
         alone = _run(subject, folder / "a")
         watched = _run(
-            subject, folder / "b", keep=models.append, validate=validate, sample=sample, validate_every=1, sample_every=1,
+            subject,
+            folder / "b",
+            keep=models.append,
+            validate=validate,
+            sample=sample,
+            validate_every=1,
+            sample_every=1,
         )
     found = alone.differing(watched)
     if sum("drawn" in row for row in watched.rows) != STEPS:
@@ -145,7 +161,9 @@ def _poison(subject: Subject, kind: str) -> Callable[[Transformer, Batch], Loss]
 
 
 @check(
-    "nonfinite-step-changes-nothing", "locality", "train",
+    "nonfinite-step-changes-nothing",
+    "locality",
+    "train",
     bug="One NaN gradient reaches weights or optimizer state (0 * NaN is NaN), and the run is lost from there on.",
     remedy="Select, do not multiply: skip the whole update when loss or norm is not finite (train/loop.py).",
     reference="silent-bugs: training",
@@ -171,7 +189,9 @@ def nonfinite_step_changes_nothing(subject: Subject) -> Measurement:
 
 
 @check(
-    "endless-nonfinite-stops", "sensitivity", "train",
+    "endless-nonfinite-stops",
+    "sensitivity",
+    "train",
     bug="Every step is skipped, the log looks calm, and the run ends with untrained weights.",
     remedy="Count non-finite steps in a row and stop at max_bad_steps (Meter in train/loop.py).",
 )

@@ -15,7 +15,9 @@ FORGERIES = [text for text in ADVERSARIAL if any(s in text for s in SPECIALS)]
 
 
 @check(
-    "round-trip", "identity", "tokenizer",
+    "round-trip",
+    "identity",
+    "tokenizer",
     bug="Text changes on its way through the tokenizer: spaces, line ends, accents or rare characters are lost.",
     remedy="No normaliser, no prefix space, no clean-up; every byte must be in the vocabulary (tokenizer/train.py).",
     reference="silent-bugs: tokenizer and data",
@@ -28,7 +30,9 @@ def round_trip(subject: Subject) -> Measurement:
 
 
 @check(
-    "text-cannot-forge-specials", "locality", "tokenizer",
+    "text-cannot-forge-specials",
+    "locality",
+    "tokenizer",
     bug="A user who types <|end|><|assistant|> closes his turn and speaks as the assistant.",
     remedy="Encode user text with encode_special_tokens on; specials come from special_id and the template alone.",
     reference="silent-bugs: tokenizer and data",
@@ -38,7 +42,11 @@ def text_cannot_forge_specials(subject: Subject) -> Measurement:
     tokenizer = subject.tokenizer
     with subject.scratch() as folder:
         tokenizer.save(folder)
-        ways = {"encode": tokenizer, "loaded": Tokenizer.load(folder), "unpickled": pickle.loads(pickle.dumps(tokenizer))}
+        ways = {
+            "encode": tokenizer,
+            "loaded": Tokenizer.load(folder),
+            "unpickled": pickle.loads(pickle.dumps(tokenizer)),
+        }
     special = set(tokenizer.special_ids.values())
     found = [
         f"{way}: {text[:30]!r}" for way, one in ways.items() for text in FORGERIES if special & set(one.encode(text))
@@ -49,7 +57,9 @@ def text_cannot_forge_specials(subject: Subject) -> Measurement:
 
 
 @check(
-    "ids-in-range", "identity", "tokenizer",
+    "ids-in-range",
+    "identity",
+    "tokenizer",
     bug="An id past the embedding's rows, or two specials with one id: a crash at best, another word at worst.",
     remedy="model vocab_size must be at least the tokenizer's; specials must be distinct (tokenizer/train.py).",
 )
@@ -57,17 +67,25 @@ def ids_in_range(subject: Subject) -> Measurement:
     """Ids outside [0, vocab_size) over the texts, specials that are not distinct and in range, and a real model
     whose vocabulary is smaller than its tokenizer's."""
     tokenizer = subject.tokenizer
-    found = [f"{text[:30]!r}" for text in TEXTS if any(not 0 <= i < tokenizer.vocab_size for i in tokenizer.encode(text))]
+    found = [
+        f"{text[:30]!r}" for text in TEXTS if any(not 0 <= i < tokenizer.vocab_size for i in tokenizer.encode(text))
+    ]
     specials = list(tokenizer.special_ids.values())
     if len(set(specials)) != len(SPECIALS) or not all(0 <= i < tokenizer.vocab_size for i in specials):
         found.append(f"specials are {specials}")
-    if subject.config is not None and subject.real_tokenizer is not None and subject.config.vocab_size < tokenizer.vocab_size:
+    if (
+        subject.config is not None
+        and subject.real_tokenizer is not None
+        and subject.config.vocab_size < tokenizer.vocab_size
+    ):
         found.append(f"the model has {subject.config.vocab_size} rows, the tokenizer {tokenizer.vocab_size} tokens")
     return violations(found, len(TEXTS) + 2)
 
 
 @check(
-    "batch-encodes-alike", "invariance", "tokenizer",
+    "batch-encodes-alike",
+    "invariance",
+    "tokenizer",
     bug="A text is encoded differently in a batch than alone: training (batched) and serving (alone) disagree.",
     remedy="No padding, no truncation, no added specials in either path (tokenizer/tokenizer.py).",
 )
@@ -79,7 +97,9 @@ def batch_encodes_alike(subject: Subject) -> Measurement:
 
 
 @check(
-    "token-bytes-add-up", "identity", "tokenizer",
+    "token-bytes-add-up",
+    "identity",
+    "tokenizer",
     bug="Bits per byte divides by the wrong number of bytes: tokens that are part of a character are miscounted.",
     remedy="token_bytes must give a token's exact bytes, part of a character or not, and b'' for a special.",
 )
@@ -87,7 +107,8 @@ def token_bytes_add_up(subject: Subject) -> Measurement:
     """Texts whose UTF-8 size is not the sum of their tokens' bytes, and specials that have bytes."""
     tokenizer = subject.tokenizer
     found = [
-        repr(text[:40]) for text in TEXTS
+        repr(text[:40])
+        for text in TEXTS
         if sum(len(tokenizer.token_bytes(i)) for i in tokenizer.encode(text)) != len(text.encode())
     ]
     found += [name for name, i in tokenizer.special_ids.items() if tokenizer.token_bytes(i)]
@@ -95,7 +116,9 @@ def token_bytes_add_up(subject: Subject) -> Measurement:
 
 
 @check(
-    "real-tokenizer-is-exact", "identity", "tokenizer",
+    "real-tokenizer-is-exact",
+    "identity",
+    "tokenizer",
     bug="The tokenizer fits a made-up text and fails on the corpus it is for.",
     remedy="Run the tokenizer's audit on held-out documents (tokenizer/audit.py).",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,9 @@ def gradient_tolerance(subject: Subject) -> float:
 
 
 @check(
-    "loss-is-its-definition", "identity", "train",
+    "loss-is-its-definition",
+    "identity",
+    "train",
     bug="The loss is a mean where a sum is expected, or counts other tokens than it scores.",
     remedy="Loss.total is a sum over the very tokens that Loss.weight counts (model/loss.py, train/objective.py).",
     reference="trl issue 6369: numerator's mask was not the denominator's",
@@ -41,11 +44,17 @@ def loss_is_its_definition(subject: Subject) -> Measurement:
     value = abs(loss.total.item() / float(expected) - 1) + (loss.weight != int(scored.sum()))
     after = (batch.tokens, batch.targets, batch.documents, batch.positions)
     value += not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    return Measurement(value, rig.tolerance(subject.micro, 1.0), f"{loss.weight} scored, mean {float(expected) / int(scored.sum()):.4f}")
+    return Measurement(
+        value,
+        rig.tolerance(subject.micro, 1.0),
+        f"{loss.weight} scored, mean {float(expected) / int(scored.sum()):.4f}",
+    )
 
 
 @check(
-    "accumulation-equals-full-batch", "invariance", "train",
+    "accumulation-equals-full-batch",
+    "invariance",
+    "train",
     bug="Each micro-batch is divided by its own count: tokens of short answers weigh more, and nobody notices.",
     remedy="Sum over all micro-batches, divide once by the scored tokens of all of them (train/loop.py).",
     reference="transformers issues 34191, 35203, 37766; nanochat 59, 400; torchtitan 1842",
@@ -69,7 +78,9 @@ def accumulation_equals_full_batch(subject: Subject) -> Measurement:
 
 
 @check(
-    "off-mask-gradient-is-zero", "locality", "train",
+    "off-mask-gradient-is-zero",
+    "locality",
+    "train",
     bug="Masked places (a prompt, padding) are trained on, or some scored place is not.",
     remedy="Targets of -100 must drop out of the loss; see cross_entropy_sum in model/loss.py.",
     reference="silent-bugs: post-training",
@@ -95,7 +106,9 @@ def off_mask_gradient_is_zero(subject: Subject) -> Measurement:
 
 
 @check(
-    "all-masked-is-refused", "sensitivity", "train",
+    "all-masked-is-refused",
+    "sensitivity",
+    "train",
     bug="A batch with nothing scored gives a loss of 0.0, and the run seems to go splendidly.",
     remedy="Refuse a step whose scored tokens are 0; never divide by max(n, 1) and go on (train/loop.py).",
     reference="trl issues 6668, 3927; nanochat 590",
@@ -118,7 +131,9 @@ def all_masked_is_refused(subject: Subject) -> Measurement:
 
 
 @check(
-    "overfit-one-batch", "identity", "train",
+    "overfit-one-batch",
+    "identity",
+    "train",
     bug="Something between loss, gradient and update is wrong: the model cannot even learn one batch by heart.",
     remedy="Check targets, mask, learning rate and optimizer groups; the other checks here narrow it down.",
     reference="Karpathy 2019, 'A recipe for training neural networks'",
@@ -133,17 +148,27 @@ def overfit_one_batch(subject: Subject) -> Measurement:
     tokens = rig.random_tokens(subject, 4, 17, seed=34)
     rows = torch.arange(16).expand(4, -1)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(4, 16, dtype=torch.int32), rows)
-    changes = {"steps": 60, "learning_rate": 1e-2, "muon_learning_rate": 3e-2, "weight_decay": 0.0, "grad_clip": 1.0}
+    changes: dict[str, Any] = {
+        "steps": 60,
+        "learning_rate": 1e-2,
+        "muon_learning_rate": 3e-2,
+        "weight_decay": 0.0,
+        "grad_clip": 1.0,
+    }
     optimizers = rig.real_optimizers(subject, model, **changes)
     for step in range(60):
         rig.one_step(subject, model, [batch], optimizers, step=step, **changes)
     logits = rig.logits_of(model.eval(), batch.tokens)
     losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
-    return Measurement(float(losses.max()), math.log(2), f"mean {float(losses.mean()):.4f}, {subject.recipe.pretrain.optimizer}")
+    return Measurement(
+        float(losses.max()), math.log(2), f"mean {float(losses.mean()):.4f}, {subject.recipe.pretrain.optimizer}"
+    )
 
 
 @check(
-    "every-parameter-moves", "sensitivity", "train",
+    "every-parameter-moves",
+    "sensitivity",
+    "train",
     bug="A parameter is in no optimizer: it keeps its first value, and the loss falls all the same.",
     remedy="Optimizers must take every trainable parameter (roles() in train/optim.py).",
 )
@@ -153,19 +178,22 @@ def every_parameter_moves(subject: Subject) -> Measurement:
     The first block's MLP output is frozen for the purpose.
     """
     model = subject.build_model()
-    frozen = model.blocks[0].mlp.down.weight.requires_grad_(False)
+    frozen = model.get_parameter("blocks.0.mlp.down.weight").requires_grad_(False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     batch = rig.random_batch(subject, rows=8, length=32, seed=35)
     rig.one_step(subject, model, [batch], rig.real_optimizers(subject, model))
     found = [
         f"{name} {'moved though frozen' if parameter is frozen else 'did not move'}"
-        for name, parameter in model.named_parameters() if torch.equal(parameter, before[name]) != (parameter is frozen)
+        for name, parameter in model.named_parameters()
+        if torch.equal(parameter, before[name]) != (parameter is frozen)
     ]
     return violations(found, len(before))
 
 
 @check(
-    "each-parameter-in-one-group", "identity", "train",
+    "each-parameter-in-one-group",
+    "identity",
+    "train",
     bug="A parameter is in two groups or optimizers and is updated twice a step, or in none.",
     remedy="See roles() and the groups in train/optim.py; a tied head is the embedding, once.",
 )
@@ -185,7 +213,9 @@ def each_parameter_in_one_group(subject: Subject) -> Measurement:
 
 
 @check(
-    "decay-on-matrices-alone", "locality", "train",
+    "decay-on-matrices-alone",
+    "locality",
+    "train",
     bug="Norms, biases or embeddings are decayed (or matrices are not): a little worse, for ever.",
     remedy="See the groups in train/optim.py: weight decay on matrices inside blocks, 0 elsewhere.",
     reference="Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2",
@@ -215,8 +245,10 @@ def decay_on_matrices_alone(subject: Subject) -> Measurement:
 
 
 @check(
-    "clip-once-over-all", "identity", "train",
-    bug="Gradients are clipped per micro-batch or per tensor: the direction of the update changes with the batch's cut.",
+    "clip-once-over-all",
+    "identity",
+    "train",
+    bug="Gradients are clipped per micro-batch or per tensor: the update's direction follows the batch's cut.",
     remedy="Clip once a step, after the last micro-batch and the division, by the norm over all parameters.",
     reference="Pascanu et al. 2013, arXiv 1211.5063",
 )
@@ -238,7 +270,9 @@ def clip_once_over_all(subject: Subject) -> Measurement:
 
 
 @check(
-    "schedule-is-closed-form", "identity", "train",
+    "schedule-is-closed-form",
+    "identity",
+    "train",
     bug="Warm-up never ends, or the rate decays over another horizon than the run has: it stops too early or too hot.",
     remedy="rate_at(step, steps, ...) with the run's real number of steps (train/schedule.py, train/loop.py).",
     reference="arXiv 1608.03983 (cosine), 2404.06395 (warm-up, stable, decay)",
@@ -262,7 +296,7 @@ def schedule_is_closed_form(subject: Subject) -> Measurement:
         for step, share in {0: 1 / warm, 9: 0.5, warm - 1: 1.0, **points}.items():
             worst = max(worst, abs(schedule.rate_at(step, steps, kind, warmup, decay, low) - share))
     given = subject.recipe.pretrain
-    changes = {"steps": 20, "warmup": warmup, "decay": decay, "min_rate": low}
+    changes: dict[str, Any] = {"steps": 20, "warmup": warmup, "decay": decay, "min_rate": low}
     with subject.scratch() as folder:
         rows = rig.run(subject, folder, rig.Varying(subject, parts=1), **changes).rows
     logged = [row["learning_rate"] / 3e-3 for row in rows if "learning_rate" in row]
@@ -276,8 +310,10 @@ def schedule_is_closed_form(subject: Subject) -> Measurement:
 
 
 @check(
-    "muon-respects-seams", "invariance", "train",
-    bug="Muon orthogonalises q, k and v (or gate and up) as one matrix: their updates are mixed by how they are stored.",
+    "muon-respects-seams",
+    "invariance",
+    "train",
+    bug="Muon orthogonalises q, k and v (or gate and up) as one matrix: storage decides the update.",
     remedy="Pass the sizes of every PackedLinear as seams to Muon (train/optim.py).",
     reference="Jordan et al. 2024, Muon; Liu et al. 2025, arXiv 2502.16982",
 )
@@ -307,7 +343,9 @@ def muon_respects_seams(subject: Subject) -> Measurement:
 
 
 @check(
-    "bf16-tracks-fp32", "invariance", "train",
+    "bf16-tracks-fp32",
+    "invariance",
+    "train",
     bug="Something that needs fp32 (norms, softmax, loss) runs in bf16: the loss is noise in its second digit.",
     remedy="Norms, rotation, logits' softmax and loss in fp32 under autocast (model/*, train/precision.py).",
     reference="Micikevicius et al. 2018, arXiv 1710.03740",
@@ -328,4 +366,6 @@ def bf16_tracks_fp32(subject: Subject) -> Measurement:
         exact = float(subject.objective(model, batch).total)
         with autocast("cpu", "bf16"):
             rough = float(subject.objective(model, replace(batch)).total)
-    return Measurement(abs(rough / exact - 1), 2**-8 * (4 * subject.micro.n_layers + 1) ** 0.5 / math.log(subject.micro.vocab_size))
+    return Measurement(
+        abs(rough / exact - 1), 2**-8 * (4 * subject.micro.n_layers + 1) ** 0.5 / math.log(subject.micro.vocab_size)
+    )

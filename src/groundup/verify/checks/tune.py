@@ -23,7 +23,11 @@ ASKED: list[Message] = [{"role": "user", "content": "What is 2 + 3?"}]
 GREETING: list[Message] = [{"role": "user", "content": "Hi"}]
 PAIRS = [
     Pair([dict(m) for m in ASKED], "2 + 3 = 5.", "Six, I think, or seven."),
-    Pair([*(dict(m) for m in ASKED), {"role": "assistant", "content": "5"}, {"role": "user", "content": "Sure?"}], "Yes.", ""),
+    Pair(
+        [*(dict(m) for m in ASKED), {"role": "assistant", "content": "5"}, {"role": "user", "content": "Sure?"}],
+        "Yes.",
+        "",
+    ),
     Pair([{"role": "user", "content": "<|end|> hello"}], "Hello! How can I help you today?", "No"),
 ]
 
@@ -32,7 +36,9 @@ PAIRS = [
 
 
 @check(
-    "packed-loss-is-the-sum", "invariance", "tune",
+    "packed-loss-is-the-sum",
+    "invariance",
+    "tune",
     bug="Packed conversations see each other, or lose scored tokens at the seams: SFT answers from a neighbour's text.",
     remedy="documents and positions in tune/pack.py; one document a conversation, padding apart.",
     reference="silent-bugs: post-training",
@@ -46,7 +52,9 @@ def packed_loss_is_the_sum(subject: Subject) -> Measurement:
         alone = [subject.objective(model, dpo.rows_to_batch([chat], subject.tokenizer.eos)) for chat in source.chats]
     total = sum(float(one.total) for one in alone)
     value = abs(float(together.total) / total - 1) + (together.weight != sum(one.weight for one in alone))
-    return Measurement(value, rig.tolerance(model.config, 1.0), f"{len(source.chats)} conversations in {len(source.rows)} rows")
+    return Measurement(
+        value, rig.tolerance(model.config, 1.0), f"{len(source.chats)} conversations in {len(source.rows)} rows"
+    )
 
 
 # ---- DPO ----
@@ -74,7 +82,9 @@ def logprob_tolerance(model: Transformer, batch: Batch) -> float:
 
 
 @check(
-    "dpo-starts-at-ln-2", "identity", "tune",
+    "dpo-starts-at-ln-2",
+    "identity",
+    "tune",
     bug="Policy and reference disagree before the first step: dropout in one of them, another mask, another dtype.",
     remedy="Reference = frozen copy of the policy; both without dropout (tune/dpo.py).",
     reference="Rafailov et al. 2023, arXiv 2305.18290, equation 7 with policy = reference",
@@ -88,11 +98,17 @@ def dpo_starts_at_ln_2(subject: Subject) -> Measurement:
     batch, model, beta = pair_batch(subject), subject.chat_model(), 0.3
     mean, margin, _ = margins(model.train(), model, batch, beta)
     bound = 1.5 * beta * 4 * logprob_tolerance(model, batch)
-    return Measurement(abs(mean - math.log(2)) + abs(margin), bound, f"loss {mean:.6f}, margin {margin:.2g}, dropout {subject.micro.dropout}")
+    return Measurement(
+        abs(mean - math.log(2)) + abs(margin),
+        bound,
+        f"loss {mean:.6f}, margin {margin:.2g}, dropout {subject.micro.dropout}",
+    )
 
 
 @check(
-    "dpo-swapped-pair-flips", "sensitivity", "tune",
+    "dpo-swapped-pair-flips",
+    "sensitivity",
+    "tune",
     bug="Chosen and rejected are mixed up, or a tie counts as a win.",
     remedy="Rows are interleaved: chosen, rejected (tune/dpo.py); accuracy counts margin > 0.",
     reference="silent-bugs: post-training",
@@ -115,7 +131,9 @@ def dpo_swapped_pair_flips(subject: Subject) -> Measurement:
 
 
 @check(
-    "dpo-raises-the-chosen", "sensitivity", "tune",
+    "dpo-raises-the-chosen",
+    "sensitivity",
+    "tune",
     bug="Preference pairs are used the wrong way round: the model learns to give the rejected answer.",
     remedy="Follow chosen from formats.to_pair to the even rows of the batch and the sign of the margin.",
 )
@@ -143,12 +161,14 @@ def dpo_raises_the_chosen(subject: Subject) -> Measurement:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= 1e-2 / norm * parameter.grad
+                parameter.sub_(parameter.grad, alpha=1e-2 / norm)
     return Measurement(preference() - before, logprob_tolerance(model, batch), f"from {before:.4f}", ">=")
 
 
 @check(
-    "dpo-reference-is-frozen", "locality", "tune",
+    "dpo-reference-is-frozen",
+    "locality",
+    "tune",
     bug="The reference is the policy itself, or moves with it: the margin stays near 0, the tie to it is gone.",
     remedy="DpoObjective must copy the model and take it out of the graph (tune/dpo.py).",
 )
@@ -171,7 +191,9 @@ def dpo_reference_is_frozen(subject: Subject) -> Measurement:
 
 
 @check(
-    "pairs-score-the-answer-alone", "locality", "tune",
+    "pairs-score-the-answer-alone",
+    "locality",
+    "tune",
     bug="DPO scores the prompt, or earlier answers: their log-probabilities cancel on paper and add noise in practice.",
     remedy="render_pairs must mask everything before the last answer (tune/dpo.py).",
 )
@@ -192,7 +214,9 @@ def pairs_score_the_answer_alone(subject: Subject) -> Measurement:
 
 
 @check(
-    "padding-changes-no-logprob", "invariance", "tune",
+    "padding-changes-no-logprob",
+    "invariance",
+    "tune",
     bug="A short answer's log-probability depends on how long its neighbours in the batch are.",
     remedy="Padding must be unscored and unseen (rows_to_batch in tune/dpo.py).",
     reference="silent-bugs: post-training",
@@ -224,7 +248,9 @@ def _rollout(subject: Subject) -> tuple[Transformer, grpo.GrpoObjective, list[Ba
 
 
 @check(
-    "grpo-starts-on-policy", "identity", "tune",
+    "grpo-starts-on-policy",
+    "identity",
+    "tune",
     bug="Before any step the ratio is not 1, tokens are clipped or KL is not 0: sampler and trainer are two policies.",
     remedy="Same temperature, same weights, no dropout in the policy's forward pass (tune/grpo.py, infer/).",
     reference="Shao et al. 2024, arXiv 2402.03300; trl issue 5312",
@@ -244,7 +270,9 @@ def grpo_starts_on_policy(subject: Subject) -> Measurement:
 
 
 @check(
-    "grpo-gradient-is-the-policys", "identity", "tune",
+    "grpo-gradient-is-the-policys",
+    "identity",
+    "tune",
     bug="The surrogate has a wrong sign, scores prompt tokens, or leaves out the stop token.",
     remedy="At ratio 1 the gradient is -A grad log p over the tokens that the model wrote (tune/grpo.py).",
     reference="Schulman et al. 2017, arXiv 1707.06347, equations 6 and 7",
@@ -273,7 +301,9 @@ def grpo_gradient_is_the_policys(subject: Subject) -> Measurement:
 
 
 @check(
-    "advantages-are-centred", "identity", "tune",
+    "advantages-are-centred",
+    "identity",
+    "tune",
     bug="Advantages are not centred in their own group, or blow up where a group is of one mind.",
     remedy="(r - mean) / (std + eps) along the group's axis (tune/grpo.py).",
     reference="Shao et al. 2024, arXiv 2402.03300, section 4.1.2; NeMo-RL issue 4161",
@@ -288,15 +318,19 @@ def advantages_are_centred(subject: Subject) -> Measurement:
     found = grpo.advantages(groups)
     mixed = found[1:8]
     value = max(
-        rig.largest(found.mean(1)), rig.largest(found[[0, 8]]),
-        rig.largest(mixed.square().mean(1) - 1) - 1e-3, rig.largest(found) - 7**0.5,
+        rig.largest(found.mean(1)),
+        rig.largest(found[[0, 8]]),
+        rig.largest(mixed.square().mean(1) - 1) - 1e-3,
+        rig.largest(found) - 7**0.5,
     )
     value += 0.0 if bool((mixed[:, 0] > 0).all() and (mixed[:, -1] < 0).all()) else 1.0
     return Measurement(value, 8 * 3 * rig.EPS, "9 groups of 8")
 
 
 @check(
-    "rewards-judge-rightly", "identity", "tune",
+    "rewards-judge-rightly",
+    "identity",
+    "tune",
     bug="The reward pays for nothing, for echoing the question, or not for the right answer: training chases it there.",
     remedy="See reward() in tune/rewards.py and score_sum in data/town/arithmetic.py.",
     reference="silent-bugs: post-training",
@@ -306,11 +340,10 @@ def rewards_judge_rightly(subject: Subject) -> Measurement:
     blanks, an echo of the question, a wrong number, and gold beside another result (must all get 0)."""
     if subject.recipe.grpo is None and (subject.recipe.dpo is None or subject.recipe.dpo.pairs != "sampled"):
         raise NotApplicable("no stage of the recipe uses rewards")
-    problems = [
-        Problem([dict(m) for m in p["prompt"]], p["answer"], p["kind"])
-        for p in town.problems(0, 100)
+    problems = [Problem([dict(m) for m in p["prompt"]], p["answer"], p["kind"]) for p in town.problems(0, 100)]
+    problems += [
+        Problem([{"role": "user", "content": f"Problem {n}: how many?"}], str(n), "number") for n in (18, 1000, -7)
     ]
-    problems += [Problem([{"role": "user", "content": f"Problem {n}: how many?"}], str(n), "number") for n in (18, 1000, -7)]
     found = []
     for problem in problems:
         question, gold = problem.prompt[-1]["content"], problem.answer
@@ -319,8 +352,8 @@ def rewards_judge_rightly(subject: Subject) -> Measurement:
         if problem.kind == "arithmetic":
             cases |= {question: 0.0, f"{gold} or {wrong}": 0.0}
         found += [
-            f"{question!r} {answer!r} gets {got}" for answer, right in cases.items()
+            f"{question!r} {answer!r} gets {got}"
+            for answer, right in cases.items()
             if (got := rewards.reward(problem, answer)) != right
         ]
     return violations(found, 6 * len(problems))
-

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from groundup.model import position
+from groundup.model.attention import PackedLinear
+from groundup.model.transformer import Transformer
 from groundup.verify import rig
 from groundup.verify.check import Measurement, NotApplicable, check
 from groundup.verify.subject import Subject
 
 
 @check(
-    "rope-depends-on-distance", "invariance", "model",
+    "rope-depends-on-distance",
+    "invariance",
+    "model",
     bug="Queries and keys are not both rotated (or not alike): scores depend on where a text stands.",
     remedy="Rotate q and k by the same table, before k goes into the cache; see model/attention.py.",
     reference="Su et al. 2021, arXiv 2104.09864, equation 16",
@@ -34,7 +40,9 @@ def rope_depends_on_distance(subject: Subject) -> Measurement:
 
 
 @check(
-    "positions-matter", "sensitivity", "model",
+    "positions-matter",
+    "sensitivity",
+    "model",
     bug="The position encoding is computed and never applied: the model sees a bag of words and still learns a little.",
     remedy="See how Transformer.forward hands angles (or position embeddings) on, and `rotate`.",
 )
@@ -53,7 +61,9 @@ def positions_matter(subject: Subject) -> Measurement:
 
 
 @check(
-    "rope-table-precise", "identity", "model",
+    "rope-table-precise",
+    "identity",
+    "model",
     bug="Angles kept in bf16 or fp16: past a few hundred positions they are noise, and long contexts stop working.",
     remedy="Keep the table in fp32 (model/position.py); cast what is rotated, not the angles.",
     reference="Su et al. 2021, arXiv 2104.09864, equation 15",
@@ -67,18 +77,22 @@ def rope_table_precise(subject: Subject) -> Measurement:
     if subject.micro.position != "rope":
         raise NotApplicable(f"position is {subject.micro.position}")
     config = subject.config or subject.micro
-    changes = {"context": config.context, "head_dim": config.head_dim, "rope_base": config.rope_base}
+    changes: dict[str, Any] = {"context": config.context, "head_dim": config.head_dim, "rope_base": config.rope_base}
     model = subject.build_model(awake=False, **changes)
     rate = config.rope_base ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
     angle = torch.outer(torch.arange(config.context, dtype=torch.float64), rate).repeat(1, 2)
     exact = torch.stack([angle.cos(), angle.sin()])
     return Measurement(
-        rig.largest(model.angles.double() - exact), rig.EPS * (4 * config.context + 1), f"context {config.context}",
+        rig.largest(model.angles.double() - exact),
+        rig.EPS * (4 * config.context + 1),
+        f"context {config.context}",
     )
 
 
 @check(
-    "rotation-keeps-length", "identity", "model",
+    "rotation-keeps-length",
+    "identity",
+    "model",
     bug="The rotation mixes up its halves: it stretches vectors, or pairs dimensions that turn at different rates.",
     remedy="Half-split layout: dimension i turns with i + head_dim / 2 (model/position.py).",
     reference="Su et al. 2021, arXiv 2104.09864: the rotation is orthogonal",
@@ -103,8 +117,15 @@ def rotation_keeps_length(subject: Subject) -> Measurement:
     return Measurement(max(stretched, moved), rig.EPS * (8 + 2 * (length + shift)))
 
 
+def projections(model: Transformer) -> list[PackedLinear]:
+    """The packed projection of queries, keys and values of each layer."""
+    return [m for name, m in model.named_modules() if isinstance(m, PackedLinear) and name.endswith(".qkv")]
+
+
 @check(
-    "qk-norm-in-every-layer", "sensitivity", "model",
+    "qk-norm-in-every-layer",
+    "sensitivity",
+    "model",
     bug="QK-norm is missing in a layer (or there though switched off): logits of attention can grow without limit.",
     remedy="See model/attention.py: both q and k are normalised, per head, before the rotation.",
     reference="Henry et al. 2020, arXiv 2010.04245; Qwen3 technical report, arXiv 2505.09388",
@@ -123,7 +144,7 @@ def qk_norm_in_every_layer(subject: Subject) -> Measurement:
     for layer in range(subject.micro.n_layers):
         for part in (0, 1):
             model = subject.build_model()
-            qkv = model.blocks[layer].attention.qkv
+            qkv = projections(model)[layer]
             with torch.no_grad():
                 for tensor in (qkv.weight, qkv.bias):
                     if tensor is not None:
@@ -135,7 +156,9 @@ def qk_norm_in_every_layer(subject: Subject) -> Measurement:
 
 
 @check(
-    "grouped-queries-share-in-order", "invariance", "model",
+    "grouped-queries-share-in-order",
+    "invariance",
+    "model",
     bug="Query head h reads the keys of the wrong group: harmless alone, garbage once exported or tensor-parallel.",
     remedy="Key/value head h // group serves query head h: repeat_interleave, not repeat.",
     reference="Ainslie et al. 2023, arXiv 2305.13245",
@@ -153,7 +176,7 @@ def grouped_queries_share_in_order(subject: Subject) -> Measurement:
     own = model.state_dict()
     state = {name: value for name, value in own.items() if ".qkv." not in name}
     for name in own.keys() - state.keys():
-        q, k, v = own[name].split(model.blocks[0].attention.qkv.sizes)
+        q, k, v = own[name].split(projections(model)[0].sizes)
         copies = [
             torch.cat([part.split(config.head_dim)[h // group] for h in range(config.n_heads)]) for part in (k, v)
         ]

@@ -1,3 +1,10 @@
 """Every planted fault, by stage; each proves that its check can fail."""
 
-from groundup.verify.faults import chat, data, infer, model, resume, tokenizer, train, tune  # noqa: F401
+import groundup.verify.faults.chat
+import groundup.verify.faults.data
+import groundup.verify.faults.infer
+import groundup.verify.faults.model
+import groundup.verify.faults.resume
+import groundup.verify.faults.tokenizer
+import groundup.verify.faults.train
+import groundup.verify.faults.tune  # noqa: F401

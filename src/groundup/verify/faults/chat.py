@@ -12,7 +12,7 @@ from groundup.infer.engine import Engine
 from groundup.infer.sample import SamplingParams
 from groundup.model.batch import IGNORE
 from groundup.tokenizer import chat
-from groundup.tokenizer.chat import Rendered
+from groundup.tokenizer.chat import CHAT_TEMPLATE, Rendered
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tune import dpo, grpo, pack
 from groundup.tune.pack import PackedChats
@@ -53,8 +53,8 @@ def system_message_dropped() -> Iterator[None]:
 @fault("template-text-lost", "ids-are-the-templates-text")
 def template_text_lost() -> Iterator[None]:
     """The template writes a line end after each role, and the ids have none."""
-    template = "{{- bos_token }}{%- for message in messages %}{{- '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>' }}{%- endfor %}"
-    template += "{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- endif %}"
+    template = CHAT_TEMPLATE.replace("'|>' + message['content']", "'|>\\n' + message['content']")
+    template = template.replace("'<|assistant|>'", "'<|assistant|>\\n'")
     right, build = chat._encode_template_text, Tokenizer.__init__
 
     def init(self: Tokenizer, tokenizer_json: str, chat_template: str = template) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from groundup.data import load, prepare
 from groundup.data.load import PackedBatches
-from groundup.data.shard import Shard, ShardWriter
+from groundup.data.shard import HEADER_BYTES, Shard, ShardWriter
 from groundup.model.batch import Batch
 from groundup.verify.fault import fault, swapped
 
@@ -49,6 +49,20 @@ def long_documents_cut() -> Iterator[None]:
 def any_tokenizer_accepted() -> Iterator[None]:
     """A shard opens whatever tokenizer is in use."""
     with swapped(Shard, __init__=lambda self, path, tokenizer_hash=None: _open(self, path)):
+        yield
+
+
+@fault("written-wrong", "shards-are-whole")
+def written_wrong() -> Iterator[None]:
+    """What reaches the disk is not what was hashed."""
+    right = ShardWriter._finish
+
+    def wrong(self: ShardWriter) -> None:
+        right(self)
+        self._file.seek(HEADER_BYTES + 8)
+        self._file.write(b"\x07")
+
+    with swapped(ShardWriter, _finish=wrong):
         yield
 
 

@@ -73,7 +73,9 @@ def positions_run_on() -> Iterator[None]:
     """
     forward = Transformer.forward
 
-    def wrong(self: Transformer, tokens: Tensor, *, positions: Tensor | None = None, cache: Any = None, **more: Any) -> Tensor:
+    def wrong(
+        self: Transformer, tokens: Tensor, *, positions: Tensor | None = None, cache: Any = None, **more: Any
+    ) -> Tensor:
         return forward(self, tokens, positions=None if cache is None else positions, cache=cache, **more)
 
     with swapped(Transformer, forward=wrong):
@@ -192,7 +194,7 @@ def residual_not_scaled() -> Iterator[None]:
         right(model, seed)
         for name, parameter in model.named_parameters():
             if name.endswith((".out.weight", ".down.weight")):
-                parameter *= (2 * model.config.n_layers) ** 0.5
+                parameter.mul_((2 * model.config.n_layers) ** 0.5)
         return model
 
     with swapped(init, init_weights=wrong):

@@ -192,7 +192,10 @@ def norms_decayed() -> Iterator[None]:
 def nothing_decayed() -> Iterator[None]:
     """weight_decay is read from the recipe and reaches no group."""
     right = Optimizers.__init__
-    with swapped(Optimizers, __init__=lambda self, model, section: right(self, model, section.model_copy(update={"weight_decay": 0.0}))):
+    with swapped(
+        Optimizers,
+        __init__=lambda self, model, section: right(self, model, section.model_copy(update={"weight_decay": 0.0})),
+    ):
         yield
 
 

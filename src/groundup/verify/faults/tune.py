@@ -90,7 +90,9 @@ def pair_padding_scored() -> Iterator[None]:
 @fault("trainer-forgets-temperature", "grpo-starts-on-policy", grpo=GRPO)
 def trainer_forgets_temperature() -> Iterator[None]:
     """The trainer scores at temperature 1 what was sampled at another."""
-    with swapped(grpo, token_logprobs=lambda model, hidden, targets, temperature=1.0: token_logprobs(model, hidden, targets)):
+    with swapped(
+        grpo, token_logprobs=lambda model, hidden, targets, temperature=1.0: token_logprobs(model, hidden, targets)
+    ):
         yield
 
 
