@@ -181,6 +181,7 @@ def verify(
     """The silent-bug checks. Exit 1 when one fails."""
     from groundup.console import Reporter
     from groundup.pipeline import Pipeline
+    from groundup.stages.prepare import subject_of
     from groundup.verify.run import report as reported
     from groundup.verify.run import run_checks, select, show
     from groundup.verify.subject import Subject
@@ -190,10 +191,9 @@ def verify(
     if folder is not None:
         if overrides:
             raise UserError("--set goes with a recipe; a run is checked as it was made")
-        ctx = open_run(target, runs).ctx
-        subject = Subject.of_run(ctx.recipe, ctx.run)
+        subject = subject_of(open_run(target, runs).ctx)
     else:
-        subject = Subject.of_recipe(Pipeline.open(target, runs, overrides, Reporter(quiet=True)).ctx.recipe)
+        subject = Subject(Pipeline.open(target, runs, overrides, Reporter(quiet=True)).ctx.recipe)
     with Reporter(quiet=as_json).bar("verify", len(chosen), unit="checks") as bar:
         results = run_checks(subject, only, on_check=lambda done, total, result: bar.update(done, result.id))
     found = reported(results)

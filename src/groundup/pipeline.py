@@ -18,7 +18,7 @@ from groundup.plan.host import this_host
 from groundup.plan.resolve import Resolved, resolve
 from groundup.recipe.load import dump_recipe, load_recipe
 from groundup.recipe.schema import Recipe, walk
-from groundup.record.files import atomic_write, read_json, write_json
+from groundup.record.files import atomic_write, clean_stale, read_json, write_json
 from groundup.record.rundir import RunDir
 from groundup.record.stage import StageRecord, begin, stage_key
 from groundup.stages import outcome, prepare, training
@@ -58,7 +58,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         stages.append(
             Stage(
                 "verify",
-                lambda c: {"verify": c.recipe.verify, "model": c.recipe.model, "pretrain": c.recipe.pretrain},
+                lambda c: c.recipe.model_dump(mode="json", exclude={"name", "description", "evaluate", "card"}),
                 ("tokenizer", "data"),
                 prepare.verify,
             )
@@ -190,6 +190,8 @@ class Pipeline:
             self._need_inputs(wanted[0], keys)
         preflight(ctx, {stage.name for stage in wanted if not self._is_done(stage, keys)})
         with ctx.run.lock():
+            for left in ctx.run.path.rglob(".*.tmp-*"):  # by writers that were killed
+                clean_stale(left.with_name(left.name[1:].rpartition(".tmp-")[0]))
             self._tell_changes()
             comments = {note.key: f"auto: {note.reason} ({note.source})" for note in ctx.notes}
             atomic_write(ctx.run.path / RESOLVED, dump_recipe(ctx.recipe, comments))

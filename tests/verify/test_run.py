@@ -14,7 +14,7 @@ from groundup.errors import UserError
 from groundup.verify import check as checking
 from groundup.verify.check import FAMILIES, REGISTRY, Check, Measurement, NotApplicable, violations
 from groundup.verify.fault import swapped
-from groundup.verify.run import report, run_checks, table
+from groundup.verify.run import report, run_checks, show, table
 from groundup.verify.subject import Subject
 
 
@@ -95,16 +95,18 @@ def test_table_shows_bug_and_remedy_of_failures(
     """A bare FAIL tells nobody what to do."""
     planted(monkeypatch, lambda _: Measurement(2.0, 1.0, "[odd] note"))
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(run_checks(subject(), only=["odd-one", "round-trip", "real-tokenizer-is-exact"])))
+    results = run_checks(subject(), only=["odd-one", "round-trip", "real-tokenizer-is-exact"])
+    console.print(table(report(results)))
     text = console.export_text()
-    assert (
-        "FAIL" in text
-        and "a remedy" in text
-        and "[odd] note" in text
-        and "ok" in text
-        and "skip" in text
-        and "1 passed, 1 failed, 1 do not apply" in text
-    )
+    console.print(table(results))
+    assert console.export_text() == text  # results, or the report that is made of them
+    assert "FAIL" in text and "a remedy" in text and "[odd] note" in text and "ok" in text and "skip" in text
+
+
+def test_show_counts(subject: Callable[..., Subject], capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line is what most people read; what was skipped must not be among what passed."""
+    show(report(run_checks(subject(), only=["round-trip", "real-tokenizer-is-exact"])))
+    assert "1 passed, 0 failed, 1 do not apply" in capsys.readouterr().out
 
 
 def test_progress_and_random_state(subject: Callable[..., Subject]) -> None:

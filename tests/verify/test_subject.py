@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from groundup.data.shard import ShardSet, write_shard
+from groundup.record.rundir import RunDir
+from groundup.record.stage import StageRecord
 from groundup.verify.corpus import MICRO_CORPUS
 from groundup.verify.run import run_checks
 from groundup.verify.subject import Subject
@@ -89,3 +91,18 @@ def test_flipped_bit_of_a_real_shard_is_seen(subject: Callable[..., Subject], tm
     path.write_bytes(content)
     result = run_checks(one, only=["shards-are-whole"])[0]
     assert result.failed and result.note == "real validation"
+
+
+def test_subject_of_a_run_takes_what_the_run_made(subject: Callable[..., Subject], tmp_path: Path) -> None:
+    """A run's verification that quietly falls back to micro data would pass whatever the run holds."""
+    run = RunDir(tmp_path)
+    recipe = subject().recipe
+    assert Subject.of_run(recipe, run).real_tokenizer is None
+
+    made = _with_shards(subject, tmp_path / "data")
+    made.micro_tokenizer.save(tmp_path / "tokenizer")
+    for stage in ("tokenizer", "data"):
+        run.write_stage(StageRecord(stage=stage, key="k"))
+    found = Subject.of_run(recipe, run)
+    assert found.tokenizer.hash == made.micro_tokenizer.hash
+    assert [name for name, _, _ in found.shards()][2:] == ["real train", "real validation"]

@@ -18,6 +18,7 @@ def init_weights(model: Transformer, seed: int) -> Transformer:
 
     The logits start with variance about d_model * 0.02^2, so the first loss is close to ln(vocabulary).
     """
+    model.tie()  # to_empty() gives a tied head a storage of its own, which nothing would fill
     generator = torch.Generator(device="cpu").manual_seed(seed)
     residual = STD / math.sqrt(2 * model.config.n_layers)
 

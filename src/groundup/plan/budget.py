@@ -23,7 +23,8 @@ def budget(recipe: Recipe, host: Host, notes: list[Resolved]) -> dict[str, Any]:
     per_token = train_flops_per_token(config)
     rows = min(int(stage.micro_batch_size), stage.batch_size) * config.context
     peak = peak_flops(host.device, precision)
-    at_shape = matmul_rate(host.device, precision, (rows, config.d_model, config.d_ff))
+    # More rows than this go no faster, and would keep a slow CPU measuring for a minute.
+    at_shape = matmul_rate(host.device, precision, (min(rows, 4096), config.d_model, config.d_ff))
     memory = training_memory(config, stage)
     ratio = tokens / parameters["total"]
     return {

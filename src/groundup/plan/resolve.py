@@ -196,6 +196,6 @@ def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host,
     precision = "bf16" if host.fast_bf16 else "fp32"
     put(f"{stage}.precision", precision, "bf16 where the hardware has it, else fp32", "this machine")
     work = 6.0 * n * per_step * float(s["steps"])
-    pays = host.compiler and stage in ("pretrain", "sft") and work > 2e13
+    pays = host.compiler and stage in ("pretrain", "sft") and work > 5e12
     reason = "pays for itself on a run this long" if pays else "would cost more time than it saves, or no compiler"
     put(f"{stage}.compile", bool(pays), reason, "about 20 s to compile on a CPU, measured")

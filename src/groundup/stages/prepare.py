@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundup.data.load import check_enough
 from groundup.data.prepare import prepare_data
 from groundup.data.read import read_sources
-from groundup.data.shard import Shard
+from groundup.data.shard import Shard, ShardSet
 from groundup.errors import CheckFailed
 from groundup.plan.budget import budget
 from groundup.record.files import write_json
 from groundup.stages.base import Context
 from groundup.tokenizer.audit import audit
 from groundup.tokenizer.train import train_tokenizer
+
+if TYPE_CHECKING:
+    from groundup.verify.subject import Subject
 
 AUDIT_TEXTS = 2000
 
@@ -80,15 +83,25 @@ def data(ctx: Context, key: str) -> dict[str, Any]:
     return metrics
 
 
+def subject_of(ctx: Context) -> Subject:
+    """What the checks look at: the recipe, and the run's own tokenizer and shards where it has made them."""
+    from groundup.verify.subject import Subject
+
+    # Whatever has left a record is looked at, whole or not: a flipped bit is the checks' to find.
+    tokenizer = ctx.tokenizer() if ctx.run.record("tokenizer") else None
+    shards = ShardSet(ctx.folder("data"), tokenizer.hash) if tokenizer and ctx.run.record("data") else None
+    return Subject(ctx.recipe, tokenizer=tokenizer, shards=shards)
+
+
 def verify(ctx: Context, key: str) -> dict[str, Any]:
     """Run the silent-bug checks on micro-models of this very recipe; a failing one stops the run."""
     from groundup.verify.run import report, run_checks, select
-    from groundup.verify.subject import Subject
 
     section = ctx.recipe.verify
     with ctx.reporter.bar("verify", len(select(section.only)), unit="checks") as bar:
-        subject = Subject.of_run(ctx.recipe, ctx.run)
-        results = run_checks(subject, section.only, on_check=lambda done, total, result: bar.update(done, result.id))
+        results = run_checks(
+            subject_of(ctx), section.only, on_check=lambda done, total, result: bar.update(done, result.id)
+        )
     found = report(results)
     write_json(ctx.folder("verify") / "report.json", found)
     if found["failed"]:

@@ -43,6 +43,7 @@ class DpoObjective:
         self.beta = beta
 
     def __call__(self, model: Transformer, batch: Batch) -> Loss:
+        model.eval()  # dropout in the policy alone would move the margin off 0 before anything is learnt
         with torch.no_grad():
             reference = answer_logprobs(self.reference, batch)
         policy = answer_logprobs(model, batch)

@@ -58,6 +58,7 @@ class GrpoObjective:
         self.section = section
 
     def __call__(self, model: Transformer, batch: Batch) -> Loss:
+        model.eval()  # the sampler has no dropout: with it here, the ratio would not start at 1
         scored = batch.targets != IGNORE
         temperature = self.section.temperature
         hidden = model(batch.tokens, documents=batch.documents, positions=batch.positions)

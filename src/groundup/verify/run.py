@@ -148,27 +148,39 @@ def report(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def table(results: Sequence[Result]) -> Table:
-    """One row a check; below a failed one, the bug and the remedy; at the end, what was skipped, and the counts."""
+def table(found: dict[str, Any] | Sequence[Result]) -> Table:
+    """Checks, one a row; below a failed one, the bug and the remedy; at the end, what was skipped.
+
+    found: a report, or results, of which it makes one.
+    """
+    found = found if isinstance(found, dict) else report(found)
     from rich.markup import escape
     from rich.table import Table
 
-    skipped = [r for r in results if r.skipped is not None]
-    failed = sum(r.failed for r in results)
-    counts = f"{len(results) - failed - len(skipped)} passed, {failed} failed, {len(skipped)} do not apply"
-    out = Table("", "check", "stage", "measured", "", "bound", "note", box=None, pad_edge=False, caption=counts)
-    for column in (3, 5):
+    out = Table("", "check", "measured", "", "bound", "note", box=None, pad_edge=False)
+    for column in (2, 4):
         out.columns[column].justify = "right"
-    for r in results:
-        if r.skipped is not None:
-            continue
-        mark = "[green]ok[/]" if r.passed else "[bold red]FAIL[/]"
-        out.add_row(mark, r.id, r.stage, _short(r.measured), r.direction, _short(r.bound), escape(r.note))
-        if r.failed:
-            out.add_row("", "", "", "", "", "", f"[red]{escape(r.bug)} {escape(r.remedy)}[/]")
-    for r in skipped:
-        out.add_row("[dim]skip[/]", r.id, r.stage, "", "", "", f"[dim]{escape(r.note)}[/]")
+    for column in range(5):
+        out.columns[column].no_wrap = True  # an id cut short cannot be asked for; the note gives way
+    for one in found["checks"]:
+        mark = "[green]ok[/]" if one["passed"] else "[bold red]FAIL[/]"
+        numbers = (_short(one["measured"]), one["direction"], _short(one["bound"]))
+        out.add_row(mark, one["id"], *numbers, escape(one["note"]))
+        if not one["passed"]:
+            out.add_row("", "", "", "", "", f"[red]{escape(one['bug'])} {escape(one['remedy'])}[/]")
+    for one in found["skipped"]:
+        out.add_row("[dim]skip[/]", one["id"], "", "", "", f"[dim]{escape(one['reason'])}[/]")
     return out
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a report: the table, and one line that counts."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(table(found))
+    passed = sum(one["passed"] for one in found["checks"])
+    console.print(f"{passed} passed, {found['failed']} failed, {len(found['skipped'])} do not apply")
 
 
 def _short(value: float | None) -> str:

@@ -20,6 +20,7 @@ from groundup.model.config import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.plan import resolve
 from groundup.recipe.schema import DataSection, PretrainSection, Recipe, Source
+from groundup.record.rundir import RunDir
 from groundup.tokenizer import chat
 from groundup.tokenizer import train as tokenizer_train
 from groundup.tokenizer.chat import Message, Rendered
@@ -58,6 +59,22 @@ class Subject:
         self.config = config
         self.micro = micro_config(recipe, config)
         self.real_tokenizer, self.real_shards = tokenizer, shards
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Subject:
+        """Nothing has been made yet: the recipe alone."""
+        return cls(recipe)
+
+    @classmethod
+    def of_run(cls, recipe: Recipe, run: RunDir) -> Subject:
+        """The run's own tokenizer and shards, where it has made them.
+
+        Whatever has left a record is looked at, whole or not: a flipped bit is the checks' to find.
+        Errors: UserError when a tokenizer or shard cannot be opened at all.
+        """
+        tokenizer = Tokenizer.load(run.stage("tokenizer")) if run.record("tokenizer") else None
+        shards = ShardSet(run.stage("data"), tokenizer.hash) if tokenizer and run.record("data") else None
+        return cls(recipe, tokenizer=tokenizer, shards=shards)
 
     # ---- model ----
 
