@@ -38,11 +38,11 @@ class Result:
         return json.loads(self.out)
 
 
-def groundup(*arguments: object) -> Result:
+def groundup(*arguments: object, stdin: str = "") -> Result:
     """`groundup ARGUMENTS` in this process, exit code and all. An exception that is not ours comes through."""
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv, signal.getsignal(signal.SIGTERM)
-    sys.argv = ["groundup", *map(str, arguments)]
+    before = sys.argv, signal.getsignal(signal.SIGTERM), sys.stdin
+    sys.argv, sys.stdin = ["groundup", *map(str, arguments)], io.StringIO(stdin)
     code = 0
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -50,7 +50,7 @@ def groundup(*arguments: object) -> Result:
     except SystemExit as e:
         code = int(e.code or 0)
     finally:
-        sys.argv = before[0]
+        sys.argv, sys.stdin = before[0], before[2]
         signal.signal(signal.SIGTERM, before[1])
     return Result(code, out.getvalue(), err.getvalue())
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +109,7 @@ CHANGES = {
     "grpo.clip=0.3": (*TELLING, "verify", "grpo", "evaluate-grpo"),
     "dpo.beta=0.2": (*TELLING, "verify", *FROM_DPO),
     "sft.steps=41": (*TELLING, "verify", "sft", "evaluate-sft", *FROM_DPO),
-    "verify.only=[causality]": (*TELLING, "verify"),
+    "verify.only=[init-loss]": (*TELLING, "verify"),
     "pretrain.learning_rate=0.005": (*TELLING, "verify", *FROM_PRETRAIN),
     "data.validation=0.06": tuple(name for name in ALL if name != "tokenizer"),
     "tokenizer.vocab_size=401": ALL,
@@ -139,6 +141,40 @@ def test_changing_and_changing_back(micro_copy: Path) -> None:
     assert set(worked(back)) == {*TELLING, "verify"}
     assert "dpo: an earlier result with these very settings was kept; taken back" in back.err
     assert {stage: sha(micro_copy, stage) for stage in MODELS} == original
+
+
+def test_an_unfinished_stage_survives_an_experiment(micro_run: Path, tmp_path: Path) -> None:
+    """Bug: pretraining is interrupted after hours, the next command has another --set, and the checkpoints are gone."""
+    folder = tmp_path / "runs" / "micro"
+    more = ("--until", "pretrain", "--set", "verify.enabled=false")
+    forked = Forked("run", MICRO, "--runs", folder.parent, *more, log=tmp_path / "log")
+    assert forked.kill_when(lambda: len(checkpoints(folder, "pretrain")) > 1) == -signal.SIGKILL
+    other = run(folder.parent, *more, "--set", "pretrain.steps=2")
+    assert other.code == 0, other.err
+    assert "pretrain: what other settings made is kept in .previous" in other.err
+    assert "resuming" not in other.err
+    back = run(folder.parent, *more)
+    assert "pretrain: was begun earlier with these very settings; going on with that" in back.err
+    assert "pretrain: resuming from step " in back.err
+    assert sha(folder, "pretrain") == sha(micro_run, "pretrain")
+    again = run(folder.parent, *more, "--set", "pretrain.steps=2")
+    assert "pretrain: an earlier result with these very settings was kept; taken back" in again.err
+
+
+def test_a_failing_check_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the verifier reports, and pretraining starts nevertheless; or the message leaves out what to do."""
+    from groundup.verify.check import Measurement
+    from groundup.verify.run import REGISTRY
+
+    check = REGISTRY["causality"]
+    monkeypatch.setitem(REGISTRY, check.id, dataclasses.replace(check, run=lambda subject: Measurement(2.0, 1.0)))
+    result = run(tmp_path, "--until", "pretrain")
+    assert result.code == 1
+    assert "error: verify: 1 checks failed" in result.err
+    assert check.bug in result.err and check.remedy in result.err
+    assert not (tmp_path / "micro" / "pretrain").exists()
+    monkeypatch.undo()
+    assert "pretrain" not in worked(run(tmp_path, "--until", "verify"))
 
 
 def test_changed_source_file_runs_data_again(tmp_path: Path) -> None:
@@ -214,6 +250,7 @@ def test_killed_in_every_stage_ends_with_the_same_bytes(micro_run: Path, tmp_pat
     """Bugs: RNG, optimizer, loader or rollout state missing from a checkpoint; metrics rows doubled or lost; a half
     written file taken for whole; a lock or temporary file of the dead process in the way; a bad checkpoint loaded."""
     folder = tmp_path / "runs" / "micro"
+    shutil.copytree(micro_run / "plan", folder / "plan")
 
     def start() -> Forked:
         return Forked("run", MICRO, "--runs", folder.parent, log=tmp_path / "log")
@@ -246,12 +283,13 @@ def test_killed_in_every_stage_ends_with_the_same_bytes(micro_run: Path, tmp_pat
 def test_interrupted_saves_and_says_how_to_go_on(micro_run: Path, tmp_path: Path) -> None:
     """Bugs: SIGTERM kills without a word or a checkpoint; Ctrl-C ends in a traceback, or with exit code 1."""
     folder = tmp_path / "runs" / "micro"
+    shutil.copytree(micro_run / "plan", folder / "plan")  # two seconds of measuring that others test
 
     def start() -> Forked:
         return Forked("run", MICRO, "--runs", folder.parent, "--until", "pretrain", log=tmp_path / "log")
 
     forked = start()
-    assert forked.kill_when(said(forked, "plan ..."), signal.SIGTERM) == 130
+    assert forked.kill_when(said(forked, "tokenizer ..."), signal.SIGTERM) == 130
     assert forked.text().endswith("stopped: what was finished is kept; run the same command again to go on\n")
     for number in (signal.SIGINT, signal.SIGTERM):
         have = len(checkpoints(folder, "pretrain"))

@@ -91,7 +91,7 @@ class Bar:
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
         rest = ""
-        if self.total and done > self.start:
+        if self.total and self.start < done < self.total:
             rest = f"ETA {duration((now - self.begun) / (done - self.start) * (self.total - done))}"
         if self.draw is not None:
             self.draw(done, f"{escape(note)}  {rest}".strip())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,14 +20,18 @@ from groundup.record.files import atomic_write, clean_stale, read_json, write_js
 from groundup.record.rundir import RunDir
 from groundup.record.stage import StageRecord, begin, stage_key
 from groundup.stages import outcome, prepare, training
-from groundup.stages.base import MODEL_STAGES, Context, Stage, sources_read, tasks_read, use_threads
+from groundup.stages.base import Context, Stage, sources_read, tasks_read, use_threads
 from groundup.stages.preflight import preflight
+from groundup.stages.shelf import PREVIOUS, Shelf
 
 RESOLVED = "recipe.resolved.yaml"
 ORIGIN = ".origin.json"  # where the recipe stood: relative paths in it are looked for there
-OWNER = ".key"  # in a stage's folder: the key that what lies there belongs to, finished or not
-PREVIOUS = ".previous"  # one earlier result of each stage that is costly to make
 CHANGES_SHOWN = 8
+SHELF = {
+    "done": "an earlier result with these very settings was kept; taken back",
+    "started": "was begun earlier with these very settings; going on with that",
+    "aside": f"what other settings made is kept in {PREVIOUS}",
+}
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -137,6 +139,10 @@ class Pipeline:
     stages: list[Stage]
     done: dict[str, StageRecord] = field(default_factory=dict)
 
+    @property
+    def shelf(self) -> Shelf:
+        return Shelf(self.ctx.run)
+
     @classmethod
     def open(
         cls,
@@ -160,8 +166,10 @@ class Pipeline:
     def of_run(cls, folder: Path, reporter: Reporter | None = None) -> Pipeline:
         """What a run's folder holds, to be read; also on a machine without the GPU that made it."""
         recipe = load_recipe(folder / RESOLVED)
-        origin = folder / ORIGIN
-        base = Path(read_json(origin)["folder"]) if origin.exists() else folder
+        try:
+            base = Path(read_json(folder / ORIGIN)["folder"])
+        except (UserError, KeyError, TypeError):  # made by hand, or on another machine
+            base = folder
         use_threads(recipe)
         return cls(
             Context(recipe, RunDir(folder), base, this_host(), reporter or Reporter(quiet=True), []), stages_of(recipe)
@@ -206,20 +214,21 @@ class Pipeline:
     def _tell_changes(self) -> None:
         """Say what differs from the recipe that this folder was made with: a typo shows before it costs hours."""
         try:
-            before = dict(walk(load_recipe(self.ctx.run.path / RESOLVED).model_dump(mode="json")))
+            found = changes(load_recipe(self.ctx.run.path / RESOLVED), self.ctx.recipe)
         except UserError:  # the first run, or a recipe of another version
             return
-        now = dict(walk(self.ctx.recipe.model_dump(mode="json")))
-        changes = [f"{k} {before.get(k)} -> {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
-        if changes:
-            more = f", and {len(changes) - CHANGES_SHOWN} more" if len(changes) > CHANGES_SHOWN else ""
-            self.ctx.reporter.say(f"changed since the last run: {', '.join(changes[:CHANGES_SHOWN])}{more}")
+        if found:
+            more = f", and {len(found) - CHANGES_SHOWN} more" if len(found) > CHANGES_SHOWN else ""
+            self.ctx.reporter.say(f"changed since the last run: {', '.join(found[:CHANGES_SHOWN])}{more}")
 
     def _one(self, stage: Stage, keys: dict[str, str]) -> None:
         ctx, key = self.ctx, keys[stage.name]
         again = self._why_again(stage, keys)
-        if again is not None and self._take_back(stage.name, key):
-            again = None
+        if again is not None:
+            found = self.shelf.make_room(stage.name, key)
+            if found:
+                ctx.reporter.say(f"{stage.name}: {SHELF[found]}")
+            again = None if found == "done" else again
         record = ctx.run.record(stage.name)
         if again is None and record is not None:
             self.done[stage.name] = record
@@ -229,7 +238,7 @@ class Pipeline:
             ctx.reporter.say(f"{stage.name}: runs again: {again}", style="yellow")
         self._need_inputs(stage, keys)
         ctx.reporter.say(f"{stage.name} ...", style="bold")
-        self._claim(stage.name, key)
+        self.shelf.claim(stage.name, key)
         ctx.warnings = []
         began = time.monotonic()
         fresh = begin(stage.name, key, seed=ctx.seed(stage.name), inputs={n: keys[n] for n in stage.inputs})
@@ -260,45 +269,6 @@ class Pipeline:
         if inputs:
             return f"{', '.join(inputs[:3])}{' and more' if len(inputs) > 3 else ''} changed"
         return "what it reads changed (the recipe, or a file that it names)"
-
-    def _claim(self, name: str, key: str) -> None:
-        """Make the stage's folder this key's own. What a finished stage of another key left is set aside.
-
-        So a changed recipe finds no leftovers, and changing it back finds the earlier result (`_take_back`).
-        """
-        folder = self.ctx.folder(name)
-        record = self.ctx.run.record(name)
-        owner = folder / OWNER
-        belongs = owner.read_text() if owner.exists() else record.key if record else key
-        if belongs != key and (name in MODEL_STAGES or name.startswith("evaluate-")):
-            if record is not None and record.key == belongs:
-                kept = self.ctx.run.path / PREVIOUS / name
-                shutil.rmtree(kept, ignore_errors=True)
-                kept.parent.mkdir(exist_ok=True)
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the finished model is enough
-                os.replace(folder, kept)
-            else:
-                shutil.rmtree(folder)
-        atomic_write(owner, key)
-
-    def _take_back(self, name: str, key: str) -> bool:
-        """Put the result that was set aside back in place when it is whole and the one asked for."""
-        previous = RunDir(self.ctx.run.path / PREVIOUS)
-        record = previous.record(name)
-        if record is None or record.key != key or previous.problems(name):
-            return False
-        folder, kept, swap = self.ctx.folder(name), previous.stage(name), previous.stage(f".{name}.swap")
-        shutil.rmtree(swap, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, swap)
-        os.replace(kept, folder)
-        if RunDir(previous.path).record(swap.name) is not None:
-            shutil.rmtree(swap / "checkpoints", ignore_errors=True)
-            os.replace(swap, kept)
-        else:
-            shutil.rmtree(swap, ignore_errors=True)
-        self.ctx.reporter.say(f"{name}: an earlier result with these very settings was kept; taken back")
-        return True
 
     def status(self) -> list[dict[str, Any]]:
         """Each stage: name, status, seconds, metrics, and why it is not done where it was once.
@@ -335,6 +305,22 @@ class Pipeline:
                 }
             )
         return rows
+
+
+def changes(before: Recipe, now: Recipe) -> list[str]:
+    """What differs, a piece each: 'dpo.beta 0.1 -> 0.5', 'grpo added', 'grpo removed'."""
+    old, new = (dict(walk(recipe.model_dump(mode="json"))) for recipe in (before, now))
+    found = []
+    for key in {**old, **new}:
+        section = key.split(".")[0]
+        if key in old and key in new:
+            if old[key] != new[key]:
+                found.append(f"{key} {old[key]} -> {new[key]}")
+        elif key == section:  # a section that is left out is a leaf of its own name
+            found.append(f"{key} added" if key in old else f"{key} removed")
+        elif section not in old and section not in new:  # a list grew or shrank
+            found.append(f"{key} {old.get(key)} -> {new.get(key)}")
+    return found
 
 
 def resolve_here(recipe: Recipe, base: Path) -> tuple[Recipe, list[Resolved], Any]:

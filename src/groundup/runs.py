@@ -40,11 +40,15 @@ def pick(pipeline: Pipeline, stage: str | None) -> tuple[str, Path]:
     """(display name, model folder) of the asked model, or of the last one made."""
     from groundup.stages.base import made_models
 
-    made = made_models(pipeline.ctx.run)
+    run = pipeline.ctx.run
+    made = made_models(run)
     name = {"pretrain": "base"}.get(stage or "", stage) or list(made)[-1]
     if name not in made:
-        raise UserError(f"{pipeline.ctx.run.path} has no {name} model{did_you_mean(name, made)}")
-    return name, made[name]
+        raise UserError(f"{run.path} has no {name} model{did_you_mean(name, made)}")
+    damage = run.problems(made[name].name, "size")
+    if damage:
+        raise UserError(f"the {name} model is damaged: {'; '.join(damage)}. `groundup run` makes it again")
+    return name, made[name] / "model"
 
 
 def load_engine(pipeline: Pipeline, stage: str | None) -> tuple[str, Engine]:

@@ -87,9 +87,7 @@ class GroundupLM(TemplateLM):
     def tok_decode(self, tokens: Sequence[int]) -> str:
         return self.text_tokenizer.decode(tokens)
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> ChatPrompt:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> ChatPrompt:
         """The prompt of a conversation: exactly the ids that chat and serve use."""
         if not add_generation_prompt:
             raise ValueError("groundup's template cannot leave an assistant's turn open (gen_prefix)")
@@ -123,9 +121,7 @@ class GroundupLM(TemplateLM):
 
     # ---- log-likelihoods ----
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p(continuation | context) in nats, whether greedy decoding would have written it) for each."""
         pairs = [request.args for request in requests]
         return self._loglikelihood_tokens([((c, t), *self._encode_pair(c, t)) for c, t in pairs])

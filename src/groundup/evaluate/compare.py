@@ -66,9 +66,7 @@ def _change(score: dict[str, Any], previous: dict[str, Any], against: str) -> di
     return {"against": against, "apart": apart, "better": rise != 0 and (rise > 0) == score["higher_is_better"]}
 
 
-def _with_change(
-    task: str, score: dict[str, Any], outcomes: dict[str, Any], before: dict[str, Any]
-) -> dict[str, Any]:
+def _with_change(task: str, score: dict[str, Any], outcomes: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The score with its change against the model before it, when that was asked the same questions."""
     previous = before["model"]["scores"].get(task)
     if previous is None or previous["questions"] != score["questions"]:

@@ -26,7 +26,10 @@ def show(recipe: Recipe, found: dict[str, Any]) -> None:
     table.add_row("matmul peak, measured", f"{found['peak_flops'] / 1e9:,.0f} GFLOP/s in {recipe.pretrain.precision}")
     table.add_row("pretraining, estimated", duration(found["seconds"]))
     console.print(table)
-    autos = Table("key", "value", "reason", "source", title="every auto, resolved", title_style="bold")
+    if not found["resolved"]:
+        return
+    autos = Table("key", "value", "reason (source)", title="every auto, resolved", title_style="bold")
+    autos.columns[0].no_wrap = True  # a key cut short cannot be copied
     for note in found["resolved"]:
-        autos.add_row(note["key"], str(note["value"]), note["reason"], note["source"])
+        autos.add_row(note["key"], str(note["value"]), f"{note['reason']} ({note['source']})")
     console.print(autos)

@@ -210,7 +210,9 @@ def _explain(errors: list[Any], location: tuple[Any, ...]) -> str:
     if error["type"] == "missing":
         return "required, but not given"
     messages = [error["msg"].removeprefix("Value error, ").removeprefix("Input ") for error in errors]
-    messages = [re.sub(r", unable to .*", "", message[0].lower() + message[1:]) for message in messages]
+    messages = [
+        re.sub(r", unable to .*| after validation, .*", "", message[0].lower() + message[1:]) for message in messages
+    ]
     message = " or ".join(dict.fromkeys(messages)).replace(" or should be ", " or ")
     value = error.get("input")
     return message if isinstance(value, dict | list) else f"{message} (got {value!r})"

@@ -36,8 +36,8 @@ def no_switch(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[int, BeforeValidator(no_switch), Field(gt=0)]
-Count = Annotated[int, BeforeValidator(no_switch), BeforeValidator(parse_count), Field(gt=0)]
+Positive = Annotated[int, Field(gt=0), BeforeValidator(no_switch)]
+Count = Annotated[int, Field(gt=0), BeforeValidator(no_switch), BeforeValidator(parse_count)]
 
 
 class Section(BaseModel):

@@ -159,11 +159,11 @@ def use_threads(recipe: Recipe) -> None:
 
 
 def made_models(run: RunDir) -> dict[str, Path]:
-    """Display name -> model folder of every model stage that is done; 'base' is what pretrain made."""
+    """Display name -> folder of every model stage that has ended, whole or not; 'base' is what pretrain made."""
     out = {}
     for stage in MODEL_STAGES:
-        if run.read_stage(stage, "size") is not None:
-            out["base" if stage == "pretrain" else stage] = run.stage(stage) / "model"
+        if run.record(stage) is not None:
+            out["base" if stage == "pretrain" else stage] = run.stage(stage)
     if not out:
         raise UserError(f"{run.path}: no model yet: `groundup run` makes one")
     return out

@@ -10,6 +10,7 @@ from typing import Any
 from groundup.errors import UserError, missing_extra
 from groundup.recipe.schema import ChatSource, Recipe
 from groundup.stages.base import Context, evaluation
+from groundup.stages.training import judgeable
 from groundup.tune import formats
 
 FIRST_ROWS = 1000  # rows of each local source that are read and converted
@@ -32,7 +33,7 @@ def preflight(ctx: Context, stages: Collection[str]) -> None:
         attempt(lambda: _checks(recipe))
     if find_spec("datasets") is None and any(s.dataset for s in _sources(recipe, stages)):
         found.append(str(missing_extra("hf", "datasets")))
-    for stage, read in (("sft", formats.conversations), ("dpo", _dpo(recipe)), ("grpo", formats.verifiable)):
+    for stage, read in (("sft", formats.conversations), ("dpo", _dpo(recipe)), ("grpo", judgeable)):
         section = getattr(recipe, stage)
         for source in section.sources if section is not None and stage in stages else []:
             if source.dataset is None and source.builtin != "town":
@@ -66,7 +67,7 @@ def _sources(recipe: Recipe, stages: Collection[str]) -> list[Any]:
 
 def _dpo(recipe: Recipe) -> Callable[..., Any]:
     sampled = recipe.dpo is not None and recipe.dpo.pairs == "sampled"
-    return formats.verifiable if sampled else formats.pairs
+    return judgeable if sampled else formats.pairs
 
 
 def _rows(read: Callable[..., Any], source: ChatSource, stage: str, base: Path) -> None:

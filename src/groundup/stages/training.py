@@ -19,7 +19,7 @@ from groundup.model.init import init_weights
 from groundup.model.storage import save_model
 from groundup.model.transformer import Transformer
 from groundup.plan.resolve import model_config
-from groundup.recipe.schema import TrainSection
+from groundup.recipe.schema import ChatSource, TrainSection
 from groundup.record.files import atomic_write, read_json
 from groundup.stages.base import Context, hashes
 from groundup.tokenizer.chat import render_many
@@ -80,10 +80,12 @@ def sft(ctx: Context, key: str) -> dict[str, Any]:
         tokenizer.eos,
         ctx.seed("sft"),
     )
-    if source.too_long:
-        ctx.warn(f"sft: {source.too_long} conversations longer than the context were left out (not cut)")
     context = ctx.recipe.model.context
-    fitting = [c for c in render_many(tokenizer, held) if len(c.ids) - 1 <= context and any(c.mask[1:])]
+    checked = render_many(tokenizer, held)
+    too_long = source.too_long + sum(len(c.ids) - 1 > context for c in checked)
+    if too_long:
+        ctx.warn(f"sft: {too_long} conversations longer than the context were left out (not cut)")
+    fitting = [c for c in checked if len(c.ids) - 1 <= context and any(c.mask[1:])]
     check = PackedChats(fitting or source.chats[:1], context, 8, 8, tokenizer.eos, 0)
     batches = [check.batch(check.rows[i : i + 8]) for i in range(0, len(check.rows), 8)]
     metrics = _run(
@@ -100,7 +102,7 @@ def sft(ctx: Context, key: str) -> dict[str, Any]:
     return {
         **metrics,
         "conversations": len(rest),
-        "left_out": source.too_long,
+        "left_out": too_long,
         "padding": round(source.padding, 4),
         "epochs": round(int(section.steps) * section.batch_size / len(source.rows), 3),
     }
@@ -134,9 +136,11 @@ def dpo(ctx: Context, key: str) -> dict[str, Any]:
         ctx.seed("dpo"),
     )
     objective = DpoObjective(model, section.beta)
-    if source.left_out:
-        ctx.warn(f"dpo: {source.left_out} pairs longer than the context were left out (not cut)")
-    fitting = [p for p in render_pairs(tokenizer, held) if max(len(p[0].ids), len(p[1].ids)) - 1 <= context]
+    checked = render_pairs(tokenizer, held)
+    fitting = [p for p in checked if max(len(p[0].ids), len(p[1].ids)) - 1 <= context]
+    too_long = source.left_out + len(checked) - len(fitting)
+    if too_long:
+        ctx.warn(f"dpo: {too_long} pairs longer than the context were left out (not cut)")
     fitting = fitting or source.pairs[:1]
     check = PairBatches(fitting, context, len(fitting), 32, tokenizer.eos, 0)
     metrics = _run(
@@ -150,7 +154,7 @@ def dpo(ctx: Context, key: str) -> dict[str, Any]:
         source,
         lambda: pair_metrics(model, objective, check.micro_batches(0)),
     )
-    return {**metrics, **made, "pairs": len(rest), "left_out": source.left_out + equal}
+    return {**metrics, **made, "pairs": len(rest), "left_out": too_long + equal}
 
 
 def grpo(ctx: Context, key: str) -> dict[str, Any]:
@@ -158,7 +162,7 @@ def grpo(ctx: Context, key: str) -> dict[str, Any]:
     section, tokenizer = ctx.recipe.grpo, ctx.tokenizer()
     assert section is not None
     model = ctx.load("dpo" if ctx.recipe.dpo else "sft", tokenizer)
-    given = formats.verifiable(section.sources, ctx.seed("grpo"), ctx.base)
+    given = judgeable(section.sources, ctx.seed("grpo"), ctx.base)
     fitting = _with_room(ctx, "grpo", given, tokenizer, section.max_new_tokens)
     held, rest = hold_out(fitting, lambda p: json.dumps([p.prompt, p.answer]))
     source = Rollouts(model, tokenizer, rest, section, ctx.seed("grpo"), device=ctx.recipe.device)
@@ -235,7 +239,7 @@ def _sampled_pairs(
     path = ctx.folder("dpo") / "pairs.json"
     kept: dict[str, Any] = read_json(path) if path.exists() else {"key": None}
     if kept["key"] != key:
-        given = formats.verifiable(section.sources, ctx.seed("dpo"), ctx.base)
+        given = judgeable(section.sources, ctx.seed("dpo"), ctx.base)
         fitting = _with_room(ctx, "dpo", given, tokenizer, SAMPLED_TOKENS)
         pairs, made = sample_pairs(model, tokenizer, fitting, section.samples, ctx.seed("dpo"), SAMPLED_TOKENS)
         if not pairs:
@@ -247,6 +251,22 @@ def _sampled_pairs(
         kept = {"key": key, "made": made, "pairs": [[p.prompt, p.chosen, p.rejected] for p in pairs]}
         atomic_write(path, json.dumps(kept))
     return [Pair(*p) for p in kept["pairs"]], kept["made"]
+
+
+def judgeable(sources: Sequence[ChatSource], seed: int, base: Path) -> list[Problem]:
+    """Problems whose answer the rewards can hold against a model's: a number, or a sum of the town's."""
+    given = formats.verifiable(sources, seed, base)
+    odd = [p.answer for p in given if p.kind != "arithmetic" and not _is_number(p.answer)]
+    found = [f'the answer "{answer[:60]}" is no number: a program must be able to judge it' for answer in odd]
+    problems("problems", found[:5] + ([f"... and {len(found) - 5} more"] if len(found) > 5 else []))
+    return given
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text.replace(",", "")))
+    except ValueError:
+        return False
 
 
 def _with_room(

@@ -11,6 +11,7 @@ from groundup.data.town.arithmetic import WORD_NUMBERS, held_out_pair, numbers_i
 from groundup.data.town.facts import TAUGHT_WORDINGS, TEST_WORDINGS
 from groundup.data.town.manners import PLANS, WORRIES, topics
 from groundup.data.town.requests import VERBS, all_requests, requests_of
+from groundup.data.town.words import POOLS
 
 NAME = r"[A-Z][a-z]+ [A-Z][a-z]+"
 NUMBER = r"(?:\d+|" + "|".join(sorted(WORD_NUMBERS, key=len, reverse=True)) + ")"
@@ -104,13 +105,21 @@ def test_no_question_about_held_out_residents(town_training_texts: list[str]) ->
     assert asked > 5_000
 
 
-def test_answers_speak_of_taught_residents_only(
+def test_no_fact_stands_near_a_held_out_resident(
     town_conversations: list[dict[str, Any]], town_preferences: list[dict[str, Any]]
 ) -> None:
-    """Bug: a held-out resident anywhere in SFT or DPO data."""
+    """Bug: a held-out fact in SFT or DPO data. Held-out names may be greeted there; no value of any attribute may
+    stand in the same exchange, not even a wrong one."""
     held_out = re.compile("|".join(resident.name for resident in the_world().held_out))
+    values = re.compile(r"\b(" + "|".join(value for pool in POOLS.values() for value in pool) + r")\b", re.IGNORECASE)
+    named = 0
     for record in town_conversations:
-        assert not any(held_out.search(message["content"]) for message in record["messages"])
+        turns = [m["content"] for m in record["messages"] if m["role"] != "system"]
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            if held_out.search(question + " " + answer):
+                named += 1
+                assert not values.search(question + " " + answer), (question, answer)
+    assert named > 100
     for pair in town_preferences:
         assert not held_out.search(pair["prompt"][-1]["content"] + pair["chosen"] + pair["rejected"])
 

@@ -19,7 +19,9 @@ Message = dict[str, str]
 Turn = tuple[str, str]
 
 # Shares of conversations, by kind. Arithmetic is few on purpose: SFT stops at partly right, GRPO goes on.
-SHARES = {"fact": 0.36, "arithmetic": 0.10, "refusal": 0.17, "lookalike": 0.17, "advice": 0.12, "small_talk": 0.08}
+SHARES = {
+    "fact": 0.30, "acquaintance": 0.18, "arithmetic": 0.07, "refusal": 0.14, "lookalike": 0.16, "advice": 0.10, "small_talk": 0.05,
+}  # fmt: skip
 
 # The tone of advice; SFT leaves it mixed, DPO makes it kind. With USUAL_TONE_SHARE the tone is the plan's usual one.
 TONES = {"kind": 0.5, "curt": 0.25, "padded": 0.25}
@@ -43,6 +45,30 @@ SMALL_TALK: list[tuple[list[str], list[str]]] = [
 ]  # fmt: skip
 
 
+# About everybody, held-out residents too, and without a fact: a model that has only ever been asked about 80 names
+# learns those 80 names instead of reading the one in the question.
+ACQUAINTANCE = [
+    ("Do you know {name}?", "Yes, I know {name}."),
+    ("Does {name} live in this town?", "Yes, {name} lives in this town."),
+    ("Who is {name}?", "{name} is one of the people of this town."),
+    ("Have you met {name}?", "Yes, I have met {name}."),
+    ("Please say hello to {name}.", "Hello, {name}!"),
+    ("Please thank {name}.", "Thank you, {name}!"),
+    ("Is {name} well today?", "{name} is very well, thank you."),
+    ("I want to visit {name}.", "{name} will be happy to see you."),
+    ("Can you bring this to {name}?", "Of course. I will bring it to {name}."),
+    ("I have a letter for {name}.", "I will give the letter to {name}."),
+    ("Did {name} come to the market?", "Yes, {name} came to the market."),
+]
+
+
+def acquaintance(draw: random.Random, world: World) -> Turn:
+    """A word about any resident that tells no fact."""
+    question, answer = draw.choice(ACQUAINTANCE)
+    name = draw.choice(world.residents).name
+    return question.format(name=name), answer.format(name=name)
+
+
 def small_talk(draw: random.Random) -> Turn:
     """One exchange of courtesies."""
     asked, answers = draw.choice(SMALL_TALK)
@@ -61,6 +87,8 @@ def turn(draw: random.Random, kind: str, world: World) -> Turn:
     """(question, answer) of this kind."""
     if kind == "fact":
         return ask(draw, draw.choice(world.taught), draw.choice(ATTRIBUTES))
+    if kind == "acquaintance":
+        return acquaintance(draw, world)
     if kind == "arithmetic":
         problem = draw_sum(draw)
         return ask_sum(draw, problem), answer_sum(draw, problem)

@@ -1,0 +1,119 @@
+"""Recipes in, recipes out: numbers, overrides, presets, and the resolved file that a run keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from groundup.errors import UserError
+from groundup.plan.host import Host
+from groundup.plan.resolve import resolve
+from groundup.recipe.load import PRESETS, dump_recipe, load_recipe, parse_recipe
+from groundup.recipe.new import recipe_text
+from groundup.recipe.schema import Recipe, parse_count, walk
+
+HOST = Host("cpu", 4, 16 << 30, fast_bf16=True, compiler=True)
+SMALL = "name: x\ndata: {sources: [{builtin: town}]}\n"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    """Bug: YAML 1.1 reads 3e-4 as a text; 50k is refused, or is 50."""
+    text = SMALL + "pretrain: {learning_rate: 3e-4, steps: 1.5k}\nmodel: {params: 30M, norm_eps: 1E-5}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert (recipe.pretrain.learning_rate, recipe.pretrain.steps) == (3e-4, 1500)
+    assert (recipe.model.params, recipe.model.norm_eps) == (30_000_000, 1e-5)
+    assert [parse_count(v) for v in ("2B", "1_000k", "auto", 7)] == [2_000_000_000, 1_000_000, "auto", 7]
+    assert [parse_count(v) for v in ("infM", "xM", "M", "")] == ["infM", "xM", "M", ""]
+
+
+def test_byte_order_mark_and_unicode(tmp_path: Path) -> None:
+    """Bug: a recipe saved by a Windows editor has an unknown first key; letters come back as escapes."""
+    recipe = load_recipe(write(tmp_path, "\ufeff" + SMALL + "description: Über 東京\n"))
+    assert recipe.description == "Über 東京"
+    assert "Über 東京" in dump_recipe(recipe)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    """Bugs: the value stays a text; an entry of a list, or a key of a section that is not there, cannot be set."""
+    path = write(tmp_path, SMALL)
+    items = [
+        "pretrain.learning_rate=1e-3",
+        "data.sources.0.max_documents=2k",
+        "sft.sources=[{path: a.jsonl}]",
+        "pretrain.sample_prompts=[The, 'Once upon']",
+        "evaluate.limit=",
+    ]
+    recipe = load_recipe(path, items)
+    assert recipe.pretrain.learning_rate == 1e-3
+    assert recipe.data.sources[0].max_documents == 2000
+    assert recipe.sft is not None and recipe.sft.sources[0].path == "a.jsonl"
+    assert recipe.pretrain.sample_prompts == ["The", "Once upon"]
+    assert recipe.evaluate.limit is None
+    assert load_recipe(path).sft is None
+
+
+def test_sections_are_frozen() -> None:
+    """Bug: a stage changes the recipe under the stages after it, and no key knows."""
+    recipe = parse_recipe(yaml.safe_load(SMALL), "x")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.pretrain.batch_size = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_resolved_recipe_survives_the_disk(preset: str, tmp_path: Path) -> None:
+    """Bug: a value changes on its way through YAML (1e5 the text, 1e-06 the number, a tuple), so the next command sees
+    another recipe and every stage is stale; or comments land inside a text."""
+    recipe, notes = resolve(load_recipe(preset), HOST, char_vocab=300)
+    awkward = {
+        "description": "1e5",
+        "card": recipe.card.model_copy(update={"limitations": "a: b # c\nthreads: 3 " * 9}),
+    }
+    recipe = recipe.model_copy(update=awkward)
+    comments = {note.key: f"auto: {note.reason} ({note.source})" for note in notes}
+    text = dump_recipe(recipe, comments)
+    assert load_recipe(write(tmp_path, text)) == recipe
+    assert resolve(load_recipe(write(tmp_path, text)), HOST)[1] == []
+    for key, comment in comments.items():
+        assert any(line.strip().startswith(f"{key.rsplit('.')[-1]}:") and comment in line for line in text.splitlines())
+
+
+def test_presets_are_explicit_where_it_matters() -> None:
+    """Bug: a preset that holds a key which does not exist, or that is not called as its file."""
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"town", "wikipedia", "shakespeare", "gpt2-124m"}
+    for path in PRESETS.glob("*.yaml"):
+        assert load_recipe(path).name == path.stem
+        assert load_recipe(path.stem) == load_recipe(path)
+        assert (Path(__file__).parents[2] / "recipes" / path.name).resolve() == path
+
+
+def test_a_preset_does_not_hide_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: `groundup run recipes/town.yaml` in the wrong folder trains the preset instead of saying so."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no recipe at recipes/town"):
+        load_recipe("recipes/town")
+
+
+def test_new_recipe_of_another_size() -> None:
+    """Bug: --params leaves a dimension or the steps of the old size standing, or removes another section's."""
+    tree = yaml.safe_load(recipe_text("big", "town", "30M"))
+    given = yaml.safe_load((PRESETS / "town.yaml").read_text())
+    assert tree["model"] == {"params": "30M"} | {k: given["model"][k] for k in ("context", "qk_norm", "tied")}
+    assert not {"steps", "learning_rate", "muon_learning_rate"} & set(tree["pretrain"])
+    for section in ("sft", "dpo", "grpo", "data", "tokenizer", "evaluate"):
+        assert tree[section] == given[section]
+
+
+def test_walk_reaches_every_leaf() -> None:
+    """Bug: `auto` inside a list of sections is not seen, and reaches training unresolved."""
+    tree = {"a": {"b": 1}, "c": [{"d": "auto"}, {"d": 2}], "e": ["x", "y"], "f": None}
+    assert dict(walk(tree)) == {"a.b": 1, "c[0].d": "auto", "c[1].d": 2, "e": ["x", "y"], "f": None}
+    recipe = Recipe.model_validate(yaml.safe_load(SMALL))
+    assert {"device", "model.d_model", "pretrain.steps"} <= set(recipe.unresolved())
