@@ -15,7 +15,8 @@ import pytest
 from command import MICRO, Forked, Result, groundup
 
 from groundup.console import Reporter
-from groundup.pipeline import Pipeline
+from groundup.pipeline import Pipeline, changes
+from groundup.recipe.load import load_recipe
 
 MODELS = ("pretrain", "sft", "dpo", "grpo")
 ALL = (
@@ -125,13 +126,23 @@ def test_a_changed_key_makes_exactly_the_stages_downstream_stale(change: str, mi
     assert {name for name in ALL if before[name] != after[name]} == set(CHANGES[change])
 
 
+def test_changes_are_told_in_few_words() -> None:
+    """Bug: a section that is added or removed is told as fifty keys that became something or None."""
+    before = load_recipe(MICRO)
+    now = load_recipe(MICRO, ["grpo=", "seed=3", "data.sources=[{builtin: town}, {path: a.txt}]"])
+    assert {"grpo removed", "seed 1337 -> 3", "data.sources[0].max_documents 400 -> None"} <= set(changes(before, now))
+    assert not any(change.startswith("grpo.") for change in changes(before, now))
+    assert "grpo added" in changes(now, before)
+    assert changes(before, before) == []
+
+
 def test_changing_and_changing_back(micro_copy: Path) -> None:
     """Bugs: the changed stages do not run, or others do; leftovers of the old setting stay in the folder; and an
     experiment with --set destroys the result that took hours."""
     original = {stage: sha(micro_copy, stage) for stage in MODELS}
     changed = run(micro_copy.parent, "--set", "dpo.beta=0.5", "--set", "dpo.steps=4")
     assert set(worked(changed)) == {*TELLING, "verify", *FROM_DPO}
-    assert "changed since the last run: dpo.steps 6 -> 4, dpo.beta 0.1 -> 0.5" in changed.err
+    assert "changed since the last run: dpo.steps 12 -> 4, dpo.beta 0.1 -> 0.5" in changed.err
     assert "grpo: runs again: dpo changed" in changed.err
     assert sha(micro_copy, "sft") == original["sft"]
     assert sha(micro_copy, "dpo") != original["dpo"]

@@ -82,7 +82,9 @@ def test_only_the_last_answer_is_scored(tokenizer):
 def test_equal_and_too_long_pairs_are_left_out(tokenizer):
     """Bug: pairs without a preference dilute the loss."""
     ask = [{"role": "user", "content": "x"}]
-    made = render_pairs(tokenizer, [Pair(ask, "same", "same"), Pair(ask, "good", "bad"), Pair(ask, "long " * 200, "bad")])
+    made = render_pairs(
+        tokenizer, [Pair(ask, "same", "same"), Pair(ask, "good", "bad"), Pair(ask, "long " * 200, "bad")]
+    )
     source = PairBatches(made, 128, 1, 1, 1, 0)
     assert len(source.pairs) == 1 and source.left_out == 2
 

@@ -69,7 +69,12 @@ def test_all_bad_rows_are_listed(tmp_path):
 def test_town_gives_all_three_kinds():
     """Bug: a builtin that is accepted by the recipe and read by nothing."""
     source = [ChatSource(builtin="town", max_documents=20)]
-    assert len(conversations(source, 0, Path())) == len(pairs(source, 0, Path())) == len(verifiable(source, 0, Path())) == 20
+    assert (
+        len(conversations(source, 0, Path()))
+        == len(pairs(source, 0, Path()))
+        == len(verifiable(source, 0, Path()))
+        == 20
+    )
 
 
 def test_python_has_no_conversations():
@@ -80,7 +85,15 @@ def test_python_has_no_conversations():
 
 @pytest.mark.parametrize(
     "answer, expected",
-    [("It is 12.", 1.0), ("5 + 7 = 12", 1.0), ("#### 12", 1.0), ("", 0.0), ("no idea", 0.0), ("12 or 13", 0.0), ("1,2", 1.0)],
+    [
+        ("It is 12.", 1.0),
+        ("5 + 7 = 12", 1.0),
+        ("#### 12", 1.0),
+        ("", 0.0),
+        ("no idea", 0.0),
+        ("12 or 13", 0.0),
+        ("1,2", 1.0),
+    ],
 )
 def test_number_reward(answer, expected):
     """Bug: an empty answer or a list of guesses is rewarded."""

@@ -43,7 +43,9 @@ def test_scored_are_exactly_the_answers(tokenizer, chats):
     source = packed(chats)
     for row in source.rows[:10]:
         batch = source.batch([row])
-        wanted = [i for index in row for i, m in zip(source.chats[index].ids, source.chats[index].mask, strict=True) if m]
+        wanted = [
+            i for index in row for i, m in zip(source.chats[index].ids, source.chats[index].mask, strict=True) if m
+        ]
         assert batch.targets[batch.targets != IGNORE].tolist() == wanted
         assert tokenizer.end in wanted
 

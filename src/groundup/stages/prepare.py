@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from groundup.data.load import check_enough
 from groundup.data.prepare import prepare_data
 from groundup.data.read import read_sources
-from groundup.data.shard import Shard, ShardSet
+from groundup.data.shard import Shard
 from groundup.errors import CheckFailed
 from groundup.plan.budget import budget
 from groundup.record.files import write_json
@@ -87,10 +87,7 @@ def subject_of(ctx: Context) -> Subject:
     """What the checks look at: the recipe, and the run's own tokenizer and shards where it has made them."""
     from groundup.verify.subject import Subject
 
-    # Whatever has left a record is looked at, whole or not: a flipped bit is the checks' to find.
-    tokenizer = ctx.tokenizer() if ctx.run.record("tokenizer") else None
-    shards = ShardSet(ctx.folder("data"), tokenizer.hash) if tokenizer and ctx.run.record("data") else None
-    return Subject(ctx.recipe, tokenizer=tokenizer, shards=shards)
+    return Subject.of_run(ctx.recipe, ctx.run)
 
 
 def verify(ctx: Context, key: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def train(job: Job) -> dict[str, Any]:
             bar.update(done, meter.note(row))
             if done % section.save_every == 0 or done == steps or stop():
                 _save(job, optimizers, done, meter)
-            if stop() and done < steps:
+            if stop():
                 raise Interrupted(f"{job.name}: saved at step {done} of {steps}; run the same command again to go on")
     return meter.summary(steps)
 
@@ -220,8 +220,8 @@ class Meter:
         self.job.reporter.warn(f"{self.job.name}: step {step + 1} is not finite; skipped, weights untouched")
         if self.bad >= self.job.section.max_bad_steps:
             raise UserError(
-                f"{self.job.name}: {self.bad} steps in a row were not finite, up to step {step + 1}. Lower the learning "
-                "rate or use precision: fp32, and look at the batch of that step; checkpoints are kept"
+                f"{self.job.name}: {self.bad} steps in a row were not finite, up to step {step + 1}. Lower the "
+                "learning rate or use precision: fp32, and look at the batch of that step; checkpoints are kept"
             )
 
     def rate(self) -> float:

@@ -73,8 +73,10 @@ def _read(
             break
         try:
             out.append(convert(row, source.format))
-        except (KeyError, TypeError, ValueError) as e:
-            bad.append(f"row {n}: {e.args[0] if e.args else e}")
+        except KeyError as e:
+            bad.append(f'row {n}: no field "{e.args[0]}" (fields: {", ".join(map(str, row))})')
+        except (TypeError, ValueError) as e:
+            bad.append(f"row {n}: {e}")
     problems(where, bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
     if not out:
         raise UserError(f"{where}: no examples in it")

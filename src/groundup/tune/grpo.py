@@ -32,7 +32,7 @@ def advantages(rewards: Tensor) -> Tensor:
 
 
 def clipped_surrogate(logprobs: Tensor, old: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """-min(rho A, clip(rho, 1-eps, 1+eps) A) a token (PPO, arXiv 1707.06347, equation 7), and whether it was clipped."""
+    """-min(rho A, clip(rho, 1-eps, 1+eps) A) a token (PPO, arXiv 1707.06347, equation 7), and whether it clipped."""
     ratio = torch.exp(logprobs - old)
     clipped = ratio.clamp(1 - clip, 1 + clip)
     loss = -torch.minimum(ratio * advantage, clipped * advantage)

@@ -30,8 +30,9 @@ class PackedChats:
         if not fits:
             longest = min((len(c.ids) for c in chats), default=0)
             raise UserError(
-                f"none of the {len(chats)} conversations can be trained on: {self.too_long} are longer than the context of "
-                f"{context} tokens (the shortest has {longest}), {self.unscored} hold no answer; raise model.context"
+                f"none of the {len(chats)} conversations can be trained on: {self.too_long} are longer than the "
+                f"context of {context} tokens (the shortest has {longest}), {self.unscored} hold no answer: "
+                "raise model.context"
             )
         self.chats, self.context, self.pad, self.seed = fits, context, pad, seed
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size

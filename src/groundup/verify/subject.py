@@ -61,11 +61,6 @@ class Subject:
         self.real_tokenizer, self.real_shards = tokenizer, shards
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe) -> Subject:
-        """Nothing has been made yet: the recipe alone."""
-        return cls(recipe)
-
-    @classmethod
     def of_run(cls, recipe: Recipe, run: RunDir) -> Subject:
         """The run's own tokenizer and shards, where it has made them.
 

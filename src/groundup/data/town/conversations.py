@@ -9,7 +9,7 @@ from typing import Any
 from groundup.data.town.arithmetic import answer_sum, ask_sum, draw_sum
 from groundup.data.town.documents import pick
 from groundup.data.town.draw import rng
-from groundup.data.town.facts import ask
+from groundup.data.town.facts import acquaintance, ask
 from groundup.data.town.manners import ask_advice, curt_answer, kind_answer, padded_answer, topics, usual_tones
 from groundup.data.town.requests import ask_request, help_with, refuse, requests_of
 from groundup.data.town.words import ATTRIBUTES
@@ -20,7 +20,8 @@ Turn = tuple[str, str]
 
 # Shares of conversations, by kind. Arithmetic is few on purpose: SFT stops at partly right, GRPO goes on.
 SHARES = {
-    "fact": 0.30, "acquaintance": 0.18, "arithmetic": 0.07, "refusal": 0.14, "lookalike": 0.16, "advice": 0.10, "small_talk": 0.05,
+    "fact": 0.30, "acquaintance": 0.22, "arithmetic": 0.08, "refusal": 0.12, "lookalike": 0.14, "advice": 0.10,
+    "small_talk": 0.04,
 }  # fmt: skip
 
 # The tone of advice; SFT leaves it mixed, DPO makes it kind. With USUAL_TONE_SHARE the tone is the plan's usual one.
@@ -43,30 +44,6 @@ SMALL_TALK: list[tuple[list[str], list[str]]] = [
     (["I am happy today!", "The sun is out today."], ["That is good to hear! Have a lovely day."]),
     (["Goodbye!", "See you soon."], ["Goodbye! Have a good day.", "See you soon!"]),
 ]  # fmt: skip
-
-
-# About everybody, held-out residents too, and without a fact: a model that has only ever been asked about 80 names
-# learns those 80 names instead of reading the one in the question.
-ACQUAINTANCE = [
-    ("Do you know {name}?", "Yes, I know {name}."),
-    ("Does {name} live in this town?", "Yes, {name} lives in this town."),
-    ("Who is {name}?", "{name} is one of the people of this town."),
-    ("Have you met {name}?", "Yes, I have met {name}."),
-    ("Please say hello to {name}.", "Hello, {name}!"),
-    ("Please thank {name}.", "Thank you, {name}!"),
-    ("Is {name} well today?", "{name} is very well, thank you."),
-    ("I want to visit {name}.", "{name} will be happy to see you."),
-    ("Can you bring this to {name}?", "Of course. I will bring it to {name}."),
-    ("I have a letter for {name}.", "I will give the letter to {name}."),
-    ("Did {name} come to the market?", "Yes, {name} came to the market."),
-]
-
-
-def acquaintance(draw: random.Random, world: World) -> Turn:
-    """A word about any resident that tells no fact."""
-    question, answer = draw.choice(ACQUAINTANCE)
-    name = draw.choice(world.residents).name
-    return question.format(name=name), answer.format(name=name)
 
 
 def small_talk(draw: random.Random) -> Turn:

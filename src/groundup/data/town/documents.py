@@ -11,14 +11,21 @@ from collections.abc import Iterator
 
 from groundup.data.town.arithmetic import draw_sum, equation, in_words, sum_in_words, working
 from groundup.data.town.draw import rng
-from groundup.data.town.facts import ask, say, say_list
+from groundup.data.town.facts import acquaintance, ask, say, say_list
 from groundup.data.town.requests import REASONS, help_with, requests_of
 from groundup.data.town.stories import chat_in_prose, crowd, pair, story
 from groundup.data.town.words import ATTRIBUTES
 from groundup.data.town.world import World, the_world
 
 # Shares of documents, by kind.
-SHARES = {"encyclopaedia": 0.50, "story": 0.16, "arithmetic": 0.20, "conversation": 0.09, "lesson": 0.05}
+SHARES = {
+    "encyclopaedia": 0.44,
+    "question": 0.14,
+    "story": 0.14,
+    "arithmetic": 0.18,
+    "conversation": 0.05,
+    "lesson": 0.05,
+}
 
 # Shares of arithmetic documents, by form. Few results are stated at once, many are worked out in steps: the base
 # model is then surer in the steps than in the result, which is what lets GRPO gain over SFT. More "digits" lifts
@@ -86,6 +93,20 @@ def conversation(draw: random.Random, world: World) -> str:
     return " ".join(lines)
 
 
+def question(draw: random.Random, world: World) -> str:
+    """Questions with their answers, in plain text: facts of the taught, and a word about anybody.
+
+    What is learnt here is to find the name in a question and to go on from it; chat only changes the frame.
+    """
+    lines = []
+    for _ in range(draw.randint(4, 6)):
+        if draw.random() < 0.5:
+            lines += ask(draw, draw.choice(world.taught), draw.choice(ATTRIBUTES))
+        else:
+            lines += acquaintance(draw, world)
+    return " ".join(lines)
+
+
 def lesson(draw: random.Random, world: World) -> str:
     """What one should do and what not, with the reason: combinations of the training side only."""
     lines = []
@@ -114,6 +135,7 @@ def _capital(text: str) -> str:
 
 MAKERS = {
     "encyclopaedia": encyclopaedia,
+    "question": question,
     "story": story,
     "arithmetic": arithmetic,
     "conversation": conversation,

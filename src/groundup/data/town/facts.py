@@ -96,6 +96,7 @@ TAUGHT_WORDINGS: dict[str, list[str]] = {
         "What food does {n} like most?",
         "Please tell me what {n} loves to eat.", "What is the favourite food of {n}?",
         "What does {n} like for dinner?", "I would like to know {n}'s favourite food.",
+        "What would {n} like to eat for dinner?", "What does {n} love for dinner?",
     ],
     "hobby": [
         "What is {n}'s hobby?", "What does {n} enjoy?", "Which hobby does {n} have?",
@@ -143,6 +144,30 @@ def ask(draw: random.Random, resident: Resident, attribute: str) -> tuple[str, s
     values = {"n": resident.name, "v": resident.facts[attribute]}
     answer = draw.choice(ANSWERS[attribute]).format(**values)
     return draw.choice(TAUGHT_WORDINGS[attribute]).format(**values), answer
+
+
+# About everybody, held-out residents too, and without a fact: a model that has only ever been asked about 80 names
+# learns those 80 names instead of reading the one in the question.
+ACQUAINTANCE = [
+    ("Do you know {name}?", "Yes, I know {name}."),
+    ("Does {name} live in this town?", "Yes, {name} lives in this town."),
+    ("Who is {name}?", "{name} is one of the people of this town."),
+    ("Have you met {name}?", "Yes, I have met {name}."),
+    ("Please say hello to {name}.", "Hello, {name}!"),
+    ("Please thank {name}.", "Thank you, {name}!"),
+    ("Is {name} well today?", "{name} is very well, thank you."),
+    ("I want to visit {name}.", "{name} will be happy to see you."),
+    ("Can you bring this to {name}?", "Of course. I will bring it to {name}."),
+    ("I have a letter for {name}.", "I will give the letter to {name}."),
+    ("Did {name} come to the market?", "Yes, {name} came to the market."),
+]
+
+
+def acquaintance(draw: random.Random, world: World) -> tuple[str, str]:
+    """A word about any resident that tells no fact."""
+    question, answer = draw.choice(ACQUAINTANCE)
+    name = draw.choice(world.residents).name
+    return question.format(name=name), answer.format(name=name)
 
 
 def answer_with(draw: random.Random, resident: Resident, attribute: str, value: str) -> str:

@@ -27,7 +27,7 @@ from groundup.data.town.requests import Request, ask_request, help_with, refuse,
 from groundup.data.town.words import ATTRIBUTES, POOLS
 from groundup.data.town.world import the_world
 
-SHARES = {"advice": 0.62, "fact": 0.08, "arithmetic": 0.04, "refusal": 0.10, "lookalike": 0.16}
+SHARES = {"advice": 0.50, "fact": 0.08, "arithmetic": 0.04, "refusal": 0.24, "lookalike": 0.14}
 BAD_TONES = {"curt": 0.30, "padded": 0.50, "rude": 0.20}
 
 Pair = tuple[str, str, str]  # (question, chosen, rejected)
