@@ -20,7 +20,7 @@ Turn = tuple[str, str]
 
 # Shares of conversations, by kind. Arithmetic is few on purpose: SFT stops at partly right, GRPO goes on.
 SHARES = {
-    "fact": 0.30, "acquaintance": 0.22, "arithmetic": 0.08, "refusal": 0.12, "lookalike": 0.14, "advice": 0.10,
+    "fact": 0.30, "acquaintance": 0.24, "arithmetic": 0.06, "refusal": 0.12, "lookalike": 0.14, "advice": 0.10,
     "small_talk": 0.04,
 }  # fmt: skip
 

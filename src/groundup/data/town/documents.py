@@ -19,10 +19,10 @@ from groundup.data.town.world import World, the_world
 
 # Shares of documents, by kind.
 SHARES = {
-    "encyclopaedia": 0.44,
+    "encyclopaedia": 0.50,
     "question": 0.14,
     "story": 0.14,
-    "arithmetic": 0.18,
+    "arithmetic": 0.12,
     "conversation": 0.05,
     "lesson": 0.05,
 }

@@ -88,7 +88,7 @@ TAUGHT_WORDINGS: dict[str, list[str]] = {
         "Tell me the pet of {n}.",
         "Do you know what pet {n} has?", "What animal does {n} look after?", "Which pet does {n} have?",
         "Please tell me what animal {n} has.", "What kind of pet does {n} keep?",
-        "I would like to know {n}'s pet.",
+        "I would like to know {n}'s pet.", "Which animal does {n} care for?",
     ],
     "food": [
         "What is {n}'s favourite food?", "What does {n} like to eat?", "Which food does {n} love?",
