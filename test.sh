@@ -19,4 +19,4 @@ ruff check src tests bench
 ruff format --check src tests bench
 mypy src
 lint-imports
-exec pytest -n "${GROUNDUP_TEST_JOBS:-2}" --dist loadfile "${selection[@]}" "$@"
+exec pytest -n "${GROUNDUP_TEST_JOBS:-2}" --dist loadfile ${selection[@]+"${selection[@]}"} "$@"

@@ -13,7 +13,7 @@ stamp=".venv/.installed-$extras"
 wanted="$(cat pyproject.toml constraints.txt | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "installing into .venv (the first time takes a few minutes) ..."
-    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear .venv
     # torch first and pinned: an unpinned one pulls gigabytes
     .venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"

@@ -139,6 +139,9 @@ def _closing(pipeline: Pipeline) -> None:
     path = pipeline.ctx.run.path
     if any(name.startswith("evaluate-") for name in pipeline.done):
         Console().print(table(compared(path)))
+        stale = [row["name"] for row in pipeline.status() if row["status"] == "stale"]
+        if stale:
+            pipeline.ctx.reporter.warn(f"made with other settings, and shown as they are: {', '.join(stale)}")
     if "report" in pipeline.done:
         typer.echo(f"\nreport       {path / 'report' / 'index.html'}\ncard         {path / 'card' / 'README.md'}")
         typer.echo(f"chat here    groundup chat {path}\nin browser   groundup serve {path}")

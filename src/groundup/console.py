@@ -51,7 +51,7 @@ class Reporter:
             sys.stderr.flush()
 
     def warn(self, text: str) -> None:
-        self.say(f"warning: {text}", style="yellow")
+        self.console.print(escape(f"warning: {text}"), style="yellow")  # quiet or not: on stderr
 
     @contextmanager
     def bar(self, stage: str, total: int | None, start: int = 0, unit: str = "") -> Iterator[Bar]:

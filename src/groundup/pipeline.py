@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from groundup.console import Reporter, duration
 from groundup.data import files
 from groundup.data.read import read_sources
-from groundup.errors import UserError, did_you_mean
+from groundup.errors import UserError, did_you_mean, problems
 from groundup.plan.host import this_host
 from groundup.plan.resolve import Resolved, resolve
 from groundup.recipe.load import dump_recipe, load_recipe
@@ -37,7 +37,7 @@ SHELF = {
 def stages_of(recipe: Recipe) -> list[Stage]:
     """Every stage that this recipe asks for, in order."""
     stages = [
-        Stage("plan", lambda c: {"recipe": c.recipe}, (), prepare.plan),
+        Stage("plan", lambda c: {"recipe": c.recipe, "host": asdict(c.host)}, (), prepare.plan),
         Stage(
             "tokenizer",
             lambda c: {"tokenizer": c.recipe.tokenizer, "seed": c.recipe.seed, "data": _corpus(c)},
@@ -249,7 +249,9 @@ class Pipeline:
         ctx.reporter.say(f"{stage.name}: done in {duration(fresh.seconds)}", style="green")
 
     def _need_inputs(self, stage: Stage, keys: dict[str, str]) -> None:
-        missing = [n for n in stage.inputs if (made := self.ctx.run.record(n)) is None or made.key != keys[n]]
+        run = self.ctx.run
+        missing = [n for n in stage.inputs if (made := run.record(n)) is None or made.key != keys[n]]
+        problems(stage.name, [found for name in stage.inputs if name not in missing for found in run.problems(name)])
         if missing:
             names = ", ".join(missing)
             raise UserError(

@@ -48,6 +48,9 @@ def pick(pipeline: Pipeline, stage: str | None) -> tuple[str, Path]:
     damage = run.problems(made[name].name, "size")
     if damage:
         raise UserError(f"the {name} model is damaged: {'; '.join(damage)}. `groundup run` makes it again")
+    stale = [row for row in pipeline.status() if row["name"] == made[name].name and row["status"] == "stale"]
+    if stale:
+        pipeline.ctx.reporter.warn(f"the {name} model was made with other settings: {stale[0]['why']}")
     return name, made[name] / "model"
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from groundup.errors import UserError
-from groundup.recipe.schema import ChatSource
+from groundup.recipe.schema import ChatSource, SftSource
 from groundup.tune.formats import conversations, pairs, to_messages, to_pair, to_problem, verifiable
-from groundup.tune.rewards import last_number, reward
+from groundup.tune.rewards import reward, stated_number
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -62,25 +62,21 @@ def test_all_bad_rows_are_listed(tmp_path):
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a"}, {"other": 1}, {"prompt": 3, "completion": "b"}]
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError) as e:
-        conversations([ChatSource(path=str(path))], 0, tmp_path)
+        conversations([SftSource(path=str(path))], 0, tmp_path)
     assert all(f"row {n}" in str(e.value) for n in (2, 3, 4))
 
 
 def test_town_gives_all_three_kinds():
     """Bug: a builtin that is accepted by the recipe and read by nothing."""
-    source = [ChatSource(builtin="town", max_documents=20)]
-    assert (
-        len(conversations(source, 0, Path()))
-        == len(pairs(source, 0, Path()))
-        == len(verifiable(source, 0, Path()))
-        == 20
-    )
+    given = {"builtin": "town", "max_documents": 20}
+    assert len(conversations([SftSource(**given)], 0, Path())) == 20
+    assert len(pairs([ChatSource(**given)], 0, Path())) == len(verifiable([ChatSource(**given)], 0, Path())) == 20
 
 
 def test_python_has_no_conversations():
     """Bug: source code taken for conversations."""
     with pytest.raises(UserError, match="no conversations"):
-        conversations([ChatSource(builtin="python")], 0, Path())
+        conversations([SftSource(builtin="python")], 0, Path())
 
 
 @pytest.mark.parametrize(
@@ -100,9 +96,29 @@ def test_number_reward(answer, expected):
     assert reward(to_problem({"prompt": "5 + 7?", "answer": "12"}), answer) == expected
 
 
-def test_last_number_reads_signs_and_decimals():
-    """Bug: -3 read as 3, 2.5 read as 5."""
-    assert last_number("so it is -3") == -3 and last_number("about 2.5 km") == 2.5
+def test_stated_number_reads_signs_and_decimals():
+    """Bug: -3 read as 3, 2.5 read as 5, 5-3 read as ending in -3."""
+    assert stated_number("so it is -3") == -3 and stated_number("about 2.5 km") == 2.5
+    assert stated_number("5-3") is None and stated_number("5-3 = 2") == 2
+
+
+def test_echo_and_guesses_earn_nothing():
+    """Bug: the question names the answer, and repeating it is paid."""
+    larger = to_problem({"prompt": "Which is larger, 3 or 7?", "answer": "7"})
+    assert reward(larger, "7 is larger.") == 1.0
+    assert reward(larger, "Which is larger, 3 or 7?") == 0.0
+    assert reward(larger, "1 2 3 4 5 6 7") == 0.0
+
+
+@pytest.mark.parametrize("convert, row", [
+    (to_messages, {"messages": [{"role": "human", "content": "Hi"}, ANSWER]}),
+    (to_pair, {"prompt": [{"role": "human", "content": "Hi"}], "chosen": "a", "rejected": "b"}),
+    (to_problem, {"prompt": [{"role": "human", "content": "Hi"}], "answer": "1"}),
+])  # fmt: skip
+def test_unknown_roles_are_refused_with_the_row(convert, row):
+    """Bug: a role that no template knows is found after hours of pretraining."""
+    with pytest.raises(ValueError, match="human"):
+        convert(row)
 
 
 def test_town_rewards_are_sane():

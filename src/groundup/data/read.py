@@ -13,7 +13,7 @@ from typing import Any
 from groundup.data import builtin, files
 from groundup.errors import UserError, missing_extra
 from groundup.errors import problems as raise_problems
-from groundup.recipe.schema import Source
+from groundup.recipe.schema import Rows, Source
 
 LONG_TEXT = 100_000  # characters; a longer .txt or .md file is split, see `pieces`
 PIECE = 20_000
@@ -79,7 +79,7 @@ def _limited(
             on_warning(f"{name_of(source)}: {empty:,} empty documents skipped")
 
 
-def name_of(source: Source) -> str:
+def name_of(source: Rows) -> str:
     """What the recipe calls a source: its path, dataset id, or builtin:name."""
     return source.path or source.dataset or f"builtin:{source.builtin}"
 
@@ -171,7 +171,7 @@ def _from_dataset(source: Source, base: Path) -> Iterator[Document]:
         yield Document(text, f"{source.dataset}/{source.split}:{number}", name_of(source))
 
 
-def dataset_rows(source: Source, base: Path | str = ".") -> Iterator[tuple[int, dict[str, Any]]]:
+def dataset_rows(source: Rows, base: Path | str = ".") -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, row) of a Hugging Face dataset: an id on the hub, or a local folder of data files.
 
     Rows are streamed: nothing is copied into a cache, and max_documents saves the rest of the download.
@@ -203,12 +203,12 @@ def dataset_rows(source: Source, base: Path | str = ".") -> Iterator[tuple[int, 
 # ---- rows for post-training ----
 
 
-def read_rows(source: Source, base: Path | str = ".") -> Iterator[dict[str, Any]]:
+def read_rows(source: Rows, base: Path | str = ".") -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl, .json (list), .parquet or .csv file, folder or glob, or of a dataset, as they are."""
     return (row for _, row in placed_rows(source, base))
 
 
-def placed_rows(source: Source, base: Path | str = ".") -> Iterator[tuple[str, dict[str, Any]]]:
+def placed_rows(source: Rows, base: Path | str = ".") -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row): `read_rows` with where each row stands ("file.jsonl:12"), for messages about it."""
     if source.builtin is not None:
         raise UserError(f"builtin:{source.builtin} is made, not read: it has no rows on disk")

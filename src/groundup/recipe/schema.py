@@ -44,30 +44,47 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Source(Section):
-    """Where documents come from: exactly one of `path` (file, folder or glob), `builtin` or `dataset`."""
+class Rows(Section):
+    """Where rows come from: exactly one of `path` (file, folder or glob), `builtin` or `dataset`."""
 
     path: str | None = Field(None, description="file, folder or glob: .txt .md .jsonl .parquet (also .gz .zst)")
     builtin: Literal["town", "python"] | None = Field(None, description="a corpus groundup makes itself")
     dataset: str | None = Field(None, description="Hugging Face dataset id, or a local folder of one")
     config: str | None = Field(None, description="configuration name of the dataset")
     split: str = Field("train", description="split of the dataset")
-    text_field: str = Field("text", description="field that holds the text in .jsonl, .parquet and datasets")
     max_documents: Count | None = Field(None, description="stop after this many documents (or examples)")
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Source:
+    def _exactly_one(self) -> Rows:
         given = [k for k in ("path", "builtin", "dataset") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of path, builtin, dataset (got {', '.join(given) or 'none'})")
+        if self.dataset is None and (self.config is not None or self.split != "train"):
+            raise ValueError("config and split go with a dataset; nothing reads them here")
         return self
 
 
-class ChatSource(Source):
-    """Where conversations, preference pairs or problems come from."""
+class Source(Rows):
+    """Where documents come from."""
+
+    text_field: str = Field("text", description="field that holds the text in .jsonl, .parquet and datasets")
+
+    @model_validator(mode="after")
+    def _text_field_is_read(self) -> Source:
+        if self.builtin is not None and self.text_field != "text":
+            raise ValueError("text_field goes with a path or a dataset; a builtin has no fields")
+        return self
+
+
+class ChatSource(Rows):
+    """Where preference pairs or problems come from; their layout is seen from each row's keys."""
+
+
+class SftSource(ChatSource):
+    """Where conversations come from."""
 
     format: Literal["auto", "messages", "alpaca", "prompt_completion", "human_assistant", "gsm8k"] = Field(
-        "auto", description="layout of a row; auto looks at the first row's keys"
+        "auto", description="layout of a row; auto looks at the keys of each row"
     )
 
 
@@ -146,7 +163,7 @@ class PretrainSection(TrainSection):
 
 
 class SftSection(TrainSection):
-    sources: list[ChatSource] = Field(min_length=1, description="conversations")
+    sources: list[SftSource] = Field(min_length=1, description="conversations")
     batch_size: Positive = Field(32, description="sequences in one optimizer step")
 
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from groundup.console import duration
 from groundup.errors import CheckFailed
-from groundup.recipe.schema import Source
+from groundup.recipe.schema import Rows
 from groundup.record.files import atomic_write
 from groundup.release.evidence import STAGES, Evidence, gather
 
@@ -194,7 +194,7 @@ def _checks(evidence: Evidence) -> str:
     return f"{passed}; failed: {', '.join(failed)}" if failed else passed
 
 
-def _all_sources(evidence: Evidence) -> list[tuple[str, Source]]:
+def _all_sources(evidence: Evidence) -> list[tuple[str, Rows]]:
     """(training stage, source of its text) for the stages that made this model."""
     recipe = evidence.recipe
     sections = {"pretrain": recipe.data, "sft": recipe.sft, "dpo": recipe.dpo, "grpo": recipe.grpo}

@@ -120,6 +120,8 @@ def tasks_read(tasks: Iterable[str | TaskSource], base: Path) -> list[Any]:
             continue
         found, complaints = files.find(task.path, base, (".jsonl",))
         missing += [f"{task.name}: {complaint}" for complaint in complaints]
+        if len(found) > 1:
+            missing.append(f"{task.name}: {task.path} names {len(found)} files; a task is one file")
         out.append([task.model_dump(mode="json"), _fingerprints(found)])
     problems("evaluate.tasks", missing)
     return out

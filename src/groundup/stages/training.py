@@ -61,7 +61,13 @@ def pretrain(ctx: Context, key: str) -> dict[str, Any]:
     def sample(step: int) -> None:
         _write_samples(ctx.folder("pretrain") / "samples.jsonl", model, tokenizer, section.sample_prompts, step)
 
-    metrics = _run(ctx, "pretrain", key, section, model, tokenizer, language_modelling, source, validate, sample)
+    def describe(step: int) -> str:
+        names = list(dict.fromkeys(name for span in source.ranges(step) for name in shard.names(*span)))
+        return f"documents {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+
+    metrics = _run(
+        ctx, "pretrain", key, section, model, tokenizer, language_modelling, source, validate, sample, describe
+    )
     return {**metrics, "epochs": round(source.epoch(int(section.steps)), 3)}
 
 
@@ -191,6 +197,7 @@ def _run(
     source: BatchSource,
     validate: Callable[[], dict[str, float]],
     sample: Callable[[int], None] | None = None,
+    describe: Callable[[int], str] | None = None,
 ) -> dict[str, Any]:
     """Train, then save the stage's model."""
     plan = ctx.folder("plan") / "plan.json"  # --only runs a stage without it
@@ -210,6 +217,8 @@ def _run(
         peak_flops=peak if section.precision == ctx.recipe.pretrain.precision else None,
         validate=validate,
         sample=sample,
+        on_warning=ctx.warn,
+        describe=describe,
     )
     metrics = train(job)
     save_model(ctx.folder(stage) / "model", model, {**hashes(tokenizer), "stage": stage, "key": key})
@@ -220,11 +229,13 @@ def hold_out(items: Sequence[T], text: Callable[[T], str]) -> tuple[list[T], lis
     """(held out, rest): by the hash of what stands in an item, so that equal items land on one side."""
     held: list[T] = []
     rest: list[T] = []
+    share = min(HELD_OUT, MOST_HELD_OUT / max(len(items), 1))  # a cap on the count would let copies slip into the rest
     for item in items:
         place = int.from_bytes(hashlib.blake2b(text(item).encode(), digest_size=6).digest(), "big") / 2**48
-        (held if place < HELD_OUT and len(held) < MOST_HELD_OUT else rest).append(item)
+        (held if place < share else rest).append(item)
     if not held and rest:
-        held = [rest.pop()]
+        held = [item for item in rest if text(item) == text(rest[-1])]
+        rest = [item for item in rest if text(item) != text(held[0])]
     if not rest:
         rest = held  # one item alone: it validates and trains, which is better than refusing a smoke test
     return held, rest

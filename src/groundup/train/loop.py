@@ -48,6 +48,11 @@ class Job:
     peak_flops: float | None = None  # of this device at this precision, measured; None = MFU is not reported
     validate: Callable[[], dict[str, float]] | None = None
     sample: Callable[[int], None] | None = None
+    on_warning: Callable[[str], None] | None = None  # the stage's record; None = the reporter alone
+    describe: Callable[[int], str] | None = None  # which documents a step saw, for naming an offending batch
+
+    def warn(self, text: str) -> None:
+        (self.on_warning or self.reporter.warn)(f"{self.name}: {text}")
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -79,9 +84,10 @@ def train(job: Job) -> dict[str, Any]:
             if job.sample and sample_every and (done % sample_every == 0 or done == steps):
                 _quietly(job, lambda done=done: job.sample(done))  # type: ignore[misc]
             bar.update(done, meter.note(row))
-            if done % section.save_every == 0 or done == steps or stop():
+            asked = stop()  # once: a signal between two looks would claim a save that was not made
+            if done % section.save_every == 0 or done == steps or asked:
                 _save(job, optimizers, done, meter)
-            if stop():
+            if asked:
                 raise Interrupted(f"{job.name}: saved at step {done} of {steps}; run the same command again to go on")
     return meter.summary(steps)
 
@@ -92,7 +98,9 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
     model.train()
     total, weight, tokens = 0.0, 0, 0
     sums: dict[str, float] = {}
-    for batch in job.source.micro_batches(step):
+    with torch.compiler.set_stance("force_eager"):  # GRPO samples here: compiled for every cache length otherwise
+        batches = job.source.micro_batches(step)
+    for batch in batches:
         batch = batch.to(job.device)
         with autocast(job.device, section.precision):
             loss = job.objective(model, batch)
@@ -116,13 +124,13 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
         optimizers.step(share)
     optimizers.zero_grad()
     meter.count(tokens, weight, stepped or weight == 0, step)
-    mean = total / weight if weight else 0.0
+    mean = total / weight if weight else math.nan  # a GRPO step without signal has no loss; 0.0 would look like one
     return {
         "loss": mean,
         "grad_norm": norm,
         "learning_rate": share * float(section.learning_rate),
         "scored": weight,
-        "skipped": int(not stepped),
+        "skipped": int(not stepped and weight > 0),
         **{k: v / max(weight, 1) for k, v in sums.items()},
         **getattr(job.source, "statistics", {}),
     }
@@ -159,7 +167,7 @@ def _resume(job: Job, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
     folder = job.folder / "checkpoints"
     checkpoint, passed = newest(folder)
     for line in passed:
-        job.reporter.warn(f"{job.name}: {line}")
+        job.warn(line)
     if checkpoint is None:
         return 0, {}
     if checkpoint.state["key"] != job.key:
@@ -217,7 +225,8 @@ class Meter:
             return
         self.skipped += 1
         self.bad += 1
-        self.job.reporter.warn(f"{self.job.name}: step {step + 1} is not finite; skipped, weights untouched")
+        batch = f" ({self.job.describe(step)})" if self.job.describe else ""
+        self.job.warn(f"step {step + 1} is not finite; skipped, weights untouched{batch}")
         if self.bad >= self.job.section.max_bad_steps:
             raise UserError(
                 f"{self.job.name}: {self.bad} steps in a row were not finite, up to step {step + 1}. Lower the "

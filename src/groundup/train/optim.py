@@ -134,4 +134,4 @@ class Optimizers:
         kinds = {kind: optimizer for kind, optimizer, _ in self.all}
         for full, value in tensors.items():
             kind, key, name = full.split("/", 2)
-            kinds[kind].state[by_name[name]][key] = value.clone()
+            kinds[kind].state[by_name[name]][key] = value.to(by_name[name].device, copy=True)

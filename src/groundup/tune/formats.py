@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from groundup.data import town
 from groundup.data.read import read_rows
 from groundup.errors import UserError, problems
-from groundup.recipe.schema import ChatSource
+from groundup.recipe.schema import ChatSource, SftSource
+from groundup.tokenizer.chat import check_messages
 
 Messages = list[dict[str, str]]
 
@@ -37,9 +39,13 @@ class Problem:
     kind: str
 
 
-def conversations(sources: Sequence[ChatSource], seed: int, base: Path) -> list[Messages]:
+def conversations(sources: Sequence[SftSource], seed: int, base: Path) -> list[Messages]:
     """All conversations of the sources, in order."""
-    return [m for source in sources for m in _read(source, seed, base, town.conversations, to_messages)]
+    return [
+        m
+        for source in sources
+        for m in _read(source, seed, base, town.conversations, partial(to_messages, kind=source.format))
+    ]
 
 
 def pairs(sources: Sequence[ChatSource], seed: int, base: Path) -> list[Pair]:
@@ -57,7 +63,7 @@ def _read(
     seed: int,
     base: Path,
     builtin: Callable[[int, int], Iterator[dict[str, Any]]],
-    convert: Callable[[dict[str, Any], str], Any],
+    convert: Callable[[dict[str, Any]], Any],
 ) -> list[Any]:
     """Convert every row; rows that do not fit are listed, all of them in one error."""
     if source.builtin == "python":
@@ -72,7 +78,7 @@ def _read(
         if source.max_documents is not None and n > source.max_documents:
             break
         try:
-            out.append(convert(row, source.format))
+            out.append(convert(row))
         except KeyError as e:
             bad.append(f'row {n}: no field "{e.args[0]}" (fields: {", ".join(map(str, row))})')
         except (TypeError, ValueError) as e:
@@ -120,10 +126,10 @@ def to_messages(row: dict[str, Any], kind: str = "auto") -> Messages:
         messages = [*_asked(_text(row["question"])), {"role": "assistant", "content": _text(row["answer"])}]
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the conversation does not end with an answer of the assistant")
-    return messages
+    return _checked(messages)
 
 
-def to_pair(row: dict[str, Any], kind: str = "auto") -> Pair:
+def to_pair(row: dict[str, Any]) -> Pair:
     """A preference pair: `prompt` (text or messages) or Alpaca's instruction and input, with chosen and rejected."""
     if "chosen" not in row or "rejected" not in row:
         raise ValueError(f"a preference row needs chosen and rejected (got {', '.join(map(str, row))})")
@@ -133,16 +139,24 @@ def to_pair(row: dict[str, Any], kind: str = "auto") -> Pair:
         prompt = [{"role": m["role"], "content": _text(m["content"])} for m in row["prompt"]]
     else:
         prompt = _asked(_text(row["prompt"]))
-    return Pair(prompt, _answer(row["chosen"]), _answer(row["rejected"]))
+    return Pair(_checked(prompt), _answer(row["chosen"]), _answer(row["rejected"]))
 
 
-def to_problem(row: dict[str, Any], kind: str = "auto") -> Problem:
+def to_problem(row: dict[str, Any]) -> Problem:
     """A problem: `prompt` and `answer`, or GSM8K's question and answer (the number after ####)."""
     if "question" in row:
         answer = _text(row["answer"]).rpartition("####")[2].strip().replace(",", "")
         return Problem(_asked(_text(row["question"])), answer, "gsm8k")
     prompt = row["prompt"] if isinstance(row["prompt"], list) else _asked(_text(row["prompt"]))
-    return Problem(prompt, _text(row["answer"]), str(row.get("kind", "number")))
+    answer = _text(row["answer"])
+    whole = row.get("kind") == "arithmetic" and re.fullmatch(r"-?\d+", answer)
+    return Problem(_checked(prompt), answer, "arithmetic" if whole else "number")
+
+
+def _checked(messages: Messages) -> Messages:
+    if found := check_messages(messages):
+        raise ValueError("; ".join(found))
+    return messages
 
 
 def _asked(content: str) -> Messages:

@@ -98,7 +98,7 @@ def question(draw: random.Random, world: World) -> str:
 
     What is learnt here is to find the name in a question and to go on from it; chat only changes the frame.
     """
-    lines = []
+    lines: list[str] = []
     for _ in range(draw.randint(4, 6)):
         if draw.random() < 0.5:
             lines += ask(draw, draw.choice(world.taught), draw.choice(ATTRIBUTES))
