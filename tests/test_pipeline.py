@@ -349,3 +349,21 @@ def test_only_and_until(micro_copy: Path) -> None:
 
     until = run(micro_copy.parent, "--until", "evaluate-base", "--set", "evaluate.limit=4")
     assert worked(until) == ["plan", "evaluate-base"]
+
+
+def test_the_resolved_recipe_runs_again_as_the_recipe_does(micro_copy: Path) -> None:
+    """Bug: run from its own folder, a run forgets where relative sources lie, and why each auto got its value."""
+    resolved, origin = micro_copy / "recipe.resolved.yaml", micro_copy / ".origin.json"
+    before = resolved.read_text(), origin.read_text()
+    assert "auto:" in before[0]
+    assert worked(run(micro_copy.parent, recipe=resolved)) == []
+    assert (resolved.read_text(), origin.read_text()) == before
+
+
+def test_only_refuses_a_damaged_input(micro_copy: Path) -> None:
+    """Bug: a flipped bit in a model flows on into the stage that is run alone."""
+    flip(micro_copy / "pretrain" / "model" / "model.safetensors")
+    result = run(micro_copy.parent, "--only", "evaluate-base")
+    shutil.rmtree(micro_copy / "evaluate-base")
+    again = run(micro_copy.parent, "--only", "evaluate-base")
+    assert again.code == 2 and "SHA-256" in again.err, (result.err, again.err)

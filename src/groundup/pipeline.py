@@ -155,7 +155,7 @@ class Pipeline:
         recipe = load_recipe(recipe_path, overrides)
         if Path(runs).exists() and not Path(runs).is_dir():
             raise UserError(f"--runs {runs} is a file; give a folder")
-        base = Path(recipe_path).resolve().parent
+        base = _origin(Path(recipe_path).resolve().parent)
         resolved, notes, host = resolve_here(recipe, base)
         reporter = reporter or Reporter()
         ctx = Context(resolved, RunDir(Path(runs) / recipe.name), base, host, reporter, notes)
@@ -166,10 +166,7 @@ class Pipeline:
     def of_run(cls, folder: Path, reporter: Reporter | None = None) -> Pipeline:
         """What a run's folder holds, to be read; also on a machine without the GPU that made it."""
         recipe = load_recipe(folder / RESOLVED)
-        try:
-            base = Path(read_json(folder / ORIGIN)["folder"])
-        except (UserError, KeyError, TypeError):  # made by hand, or on another machine
-            base = folder
+        base = _origin(folder)
         use_threads(recipe)
         return cls(
             Context(recipe, RunDir(folder), base, this_host(), reporter or Reporter(quiet=True), []), stages_of(recipe)
@@ -200,9 +197,9 @@ class Pipeline:
         with ctx.run.lock():
             for left in ctx.run.path.rglob(".*.tmp-*"):  # by writers that were killed
                 clean_stale(left.with_name(left.name[1:].rpartition(".tmp-")[0]))
-            self._tell_changes()
-            comments = {note.key: f"auto: {note.reason} ({note.source})" for note in ctx.notes}
-            atomic_write(ctx.run.path / RESOLVED, dump_recipe(ctx.recipe, comments))
+            if self._changed():  # else it stays: the resolved recipe, run again, has no reasons left to write
+                comments = {note.key: f"auto: {note.reason} ({note.source})" for note in ctx.notes}
+                atomic_write(ctx.run.path / RESOLVED, dump_recipe(ctx.recipe, comments))
             write_json(ctx.run.path / ORIGIN, {"folder": str(ctx.base)})
             for stage in wanted:
                 self._one(stage, keys)
@@ -211,15 +208,17 @@ class Pipeline:
         record = self.ctx.run.record(stage.name)
         return record is not None and record.key == keys[stage.name]
 
-    def _tell_changes(self) -> None:
-        """Say what differs from the recipe that this folder was made with: a typo shows before it costs hours."""
+    def _changed(self) -> bool:
+        """Whether the recipe differs from the one this folder was made with; says how: a typo shows before it costs
+        hours."""
         try:
             found = changes(load_recipe(self.ctx.run.path / RESOLVED), self.ctx.recipe)
         except UserError:  # the first run, or a recipe of another version
-            return
+            return True
         if found:
             more = f", and {len(found) - CHANGES_SHOWN} more" if len(found) > CHANGES_SHOWN else ""
             self.ctx.reporter.say(f"changed since the last run: {', '.join(found[:CHANGES_SHOWN])}{more}")
+        return bool(found)
 
     def _one(self, stage: Stage, keys: dict[str, str]) -> None:
         ctx, key = self.ctx, keys[stage.name]
@@ -323,6 +322,14 @@ def changes(before: Recipe, now: Recipe) -> list[str]:
         elif section not in old and section not in new:  # a list grew or shrank
             found.append(f"{key} {old.get(key)} -> {new.get(key)}")
     return found
+
+
+def _origin(folder: Path) -> Path:
+    """Where relative paths of a recipe in `folder` are looked for: a run's resolved recipe came from elsewhere."""
+    try:
+        return Path(read_json(folder / ORIGIN)["folder"])
+    except (UserError, KeyError, TypeError):  # a recipe of one's own, or a run from another machine
+        return folder
 
 
 def resolve_here(recipe: Recipe, base: Path) -> tuple[Recipe, list[Resolved], Any]:

@@ -31,9 +31,7 @@ def compare(run: RunDir | Path | str) -> dict[str, Any]:
     folder = run.path if isinstance(run, RunDir) else Path(run)
     found = {path.parent: read_json(path) for path in folder.glob(f"evaluate-*/{RESULTS}")}
     if not found:
-        raise UserError(
-            f"{folder}: no evaluation found (evaluate-*/{RESULTS}): `groundup run` evaluates its models"
-        )
+        raise UserError(f"{folder}: no evaluation found (evaluate-*/{RESULTS}): `groundup run` evaluates its models")
     models: list[dict[str, Any]] = []
     before: dict[str, Any] | None = None
     for at in sorted(found, key=lambda path: _place(_display(path))):
