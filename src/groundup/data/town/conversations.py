@@ -20,9 +20,14 @@ Turn = tuple[str, str]
 
 # Shares of conversations, by kind. Arithmetic is few on purpose: SFT stops at partly right, GRPO goes on.
 SHARES = {
-    "fact": 0.30, "acquaintance": 0.24, "arithmetic": 0.06, "refusal": 0.12, "lookalike": 0.14, "advice": 0.10,
-    "small_talk": 0.04,
-}  # fmt: skip
+    "fact": 0.25,
+    "acquaintance": 0.35,
+    "arithmetic": 0.06,
+    "refusal": 0.11,
+    "lookalike": 0.12,
+    "advice": 0.08,
+    "small_talk": 0.03,
+}
 
 # The tone of advice; SFT leaves it mixed, DPO makes it kind. With USUAL_TONE_SHARE the tone is the plan's usual one.
 TONES = {"kind": 0.5, "curt": 0.25, "padded": 0.25}
