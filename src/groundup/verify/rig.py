@@ -155,6 +155,7 @@ def make_job(
         section=section,
         folder=folder,
         reporter=Reporter(quiet=True),
+        on_warning=lambda text: None,  # the checks make steps go wrong on purpose
         **{"seed": 0, **more},
     )
 
