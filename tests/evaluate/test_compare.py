@@ -86,7 +86,7 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
 
 def test_a_run_without_evaluations_says_what_to_do(tmp_path: Path) -> None:
     """Catches an empty table with exit code 0."""
-    with pytest.raises(UserError, match="groundup eval"):
+    with pytest.raises(UserError, match="groundup run"):
         compare(tmp_path)
 
 
