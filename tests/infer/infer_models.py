@@ -14,17 +14,25 @@ from groundup.model.transformer import Transformer
 CONTEXT = 48
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {},
-    "llama": {"qk_norm": False, "tied": False, "n_kv_heads": 4},
+    "llama": {"qk_norm": "none", "tied": False, "n_kv_heads": 4},
     "gpt2": {
         "norm": "layernorm",
         "position": "learned",
-        "mlp": "gelu",
-        "qk_norm": False,
-        "bias": True,
+        "mlp": "gelu_tanh",
+        "qk_norm": "none",
+        "bias": ("qkv", "out", "up", "down", "norm"),
         "n_kv_heads": 4,
         "n_heads": 4,
     },
     "one kv head": {"n_kv_heads": 1},
+    "windows and sinks": {"window": 5, "window_pattern": "LG", "sinks": True},
+    "alibi": {"position": "alibi"},
+    "latent": {
+        "n_kv_heads": 4,
+        "qk_norm": "none",
+        "latent": {"kv_rank": 12, "nope_dim": 8, "rope_dim": 4, "v_dim": 6},
+    },
+    "experts": {"moe": {"n_experts": 4, "top_k": 2, "d_expert": 24}},
 }
 
 

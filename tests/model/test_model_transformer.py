@@ -8,20 +8,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from model_shapes import ODD_SHAPES, SHAPES, build, config, tokens
+from model_shapes import ODD_SHAPES, SHAPES, VARIANTS, build, config, tokens
 
 from groundup.errors import UserError
 from groundup.infer.cache import KVCache
 from groundup.model.attention import Attention
-from groundup.model.config import ModelConfig, check_heads
+from groundup.model.config import ModelConfig
 from groundup.model.count import count
 from groundup.model.flops import train_flops_per_token
 from groundup.model.init import init_weights
-from groundup.model.position import rope_table, rotate
+from groundup.model.obstacles import check_heads
+from groundup.model.position import rope_rates, rope_table, rotate
 from groundup.model.storage import load_model, save_model
 from groundup.model.transformer import Transformer
 
-ALL = {**SHAPES, **ODD_SHAPES}
+ALL = {**SHAPES, **ODD_SHAPES, **VARIANTS}
 every_shape = pytest.mark.parametrize("shape", ALL)
 
 
@@ -63,7 +64,8 @@ def test_packed_documents_do_not_see_each_other(shape: str) -> None:
     positions = torch.cat([torch.arange(n) for n in (7, 9, 4)])[None]
     packed = logits(model, torch.cat([a, b, c], 1), documents=documents, positions=positions)
     other = logits(model, torch.cat([tokens(1, 7, 9), b, c], 1), documents=documents, positions=positions)
-    assert torch.equal(packed[:, 7:], other[:, 7:])
+    # An expert's tokens are one matmul: with others among them it may round otherwise, elsewhere every bit is equal.
+    assert torch.allclose(packed[:, 7:], other[:, 7:], rtol=0, atol=1e-5 if model.config.moe else 0)
     alone = torch.cat([logits(model, part) for part in (a, b, c)], 1)
     assert torch.allclose(packed, alone, atol=1e-4)
     unseparated = logits(model, torch.cat([a, b, c], 1), positions=positions)
@@ -76,15 +78,16 @@ def test_parameters_counted_on_paper_are_those_of_the_model(shape: str) -> None:
     model, counted = build(**ALL[shape]), count(config(**ALL[shape]))
     assert counted["total"] == sum(p.numel() for p in model.parameters())
 
-    def within(*parts: str) -> int:
-        return sum(
-            p.numel() for n, p in model.named_parameters() if n.split(".weight")[0].split(".bias")[0].endswith(parts)
-        )
+    def part_of(name: str) -> str:
+        place = name.split(".")
+        if any("norm" in part for part in place):
+            return "norm"
+        return place[2] if place[0] == "blocks" else "head" if place[0] == "head" else "embedding"
 
-    assert counted["mlp"] == within("gate_up", "mlp.up", "down")
-    assert counted["attention"] == within("attention.qkv", "attention.out")
-    assert counted["norm"] == within("norm", "norm1", "norm2")
-    assert counted["embedding"] == within("embed")
+    built = {part: 0 for part in ("embedding", "attention", "mlp", "norm", "head")}
+    for name, parameter in model.named_parameters():
+        built[part_of(name)] += parameter.numel()
+    assert {part: counted[part] for part in built} == built
     assert counted["total"] == sum(counted[k] for k in ("embedding", "attention", "mlp", "norm", "head"))
 
 
@@ -92,7 +95,8 @@ def test_gpt2_has_its_124_439_808_parameters() -> None:
     """Bug: a GPT-2 arrangement that is not GPT-2's (124,439,808 is what OpenAI's checkpoint holds)."""
     gpt2 = ModelConfig(
         vocab_size=50257, d_model=768, n_layers=12, n_heads=12, n_kv_heads=12, head_dim=64, d_ff=3072, context=1024,
-        norm="layernorm", position="learned", mlp="gelu", qk_norm=False, tied=True, bias=True,
+        norm="layernorm", position="learned", mlp="gelu_tanh", qk_norm="none", tied=True,
+        bias=("qkv", "out", "up", "down", "norm"),
     )  # fmt: skip
     assert count(gpt2)["total"] == 124_439_808
     with torch.device("meta"):
@@ -161,7 +165,7 @@ def test_a_cache_needs_positions_and_room() -> None:
 
 def test_rope_scores_depend_on_distance_only() -> None:
     """Bug: halves interleaved in one place and split in another, or k rotated backwards."""
-    angles = rope_table(64, 8, 100.0)[:, :, None]  # (2, 64, 1, 8)
+    angles = rope_table(64, *rope_rates(8, 100.0))[:, :, None]  # (2, 64, 1, 8)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, 64, 1, 8)
     scores = torch.einsum("bthd,bshd->ts", rotate(q, *angles), rotate(k, *angles))
     for distance in (0, 1, 13):
@@ -196,7 +200,7 @@ def test_grouped_queries_equal_full_heads_with_repeated_keys() -> None:
 
 def test_attention_is_softmax_of_scaled_scores() -> None:
     """Bug: scores not divided by sqrt(head_dim), heads joined in another order. Against the formula, by hand."""
-    shape = config(qk_norm=False, n_kv_heads=4, n_layers=1)
+    shape = config(qk_norm="none", n_kv_heads=4, n_layers=1)
     attention = Attention(shape, 0)
     x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -302,10 +306,8 @@ def test_dropout_is_off_in_eval_and_on_in_training() -> None:
 
 def test_impossible_shapes_are_told_with_the_nearest_that_work() -> None:
     """Bug: a bare shape error from deep inside, or a width that is silently rounded."""
-    with pytest.raises(UserError, match=r"n_heads 4 is not divisible by n_kv_heads 3 \(nearest: 2\)"):
+    with pytest.raises(UserError, match=r"n_heads 4 is not divisible by n_kv_heads 3 \(nearest n_kv_heads: 2 or 4\)"):
         Transformer(config(n_kv_heads=3))
-    with pytest.raises(UserError, match="even head_dim"):
-        Transformer(config(head_dim=7))
     with pytest.raises(UserError, match="unknown field heads"):
         ModelConfig.from_dict({**config().to_dict(), "heads": 3})
     (message,) = check_heads(100, 3)

@@ -11,6 +11,8 @@ from groundup.model.config import ModelConfig
 class KVCache:
     """Keys and values of every layer: (layers, B, KV, length, head_dim) each. Slot index = position.
 
+    With latent attention the "keys" are the latents, for one head, and there are no values.
+
     Rows may be ragged: a short prompt is padded on the right, its padding lands in slots beyond its length, is
     invisible there (slot > position) and is overwritten as the row decodes. So no left padding exists, and a row
     decodes exactly as it would alone.
@@ -24,11 +26,12 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.n_layers, batch, config.n_kv_heads, length, config.head_dim)
+        heads, k_dim, v_dim = config.cache_shape
+        shape = (config.n_layers, batch, heads, length)
         # Zeros, not empty: an invisible slot has weight 0, and 0 * NaN is NaN. The system hands out zero pages
         # only as they are touched, so an unused tail costs no memory on a CPU.
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.k = torch.zeros(*shape, k_dim, dtype=dtype, device=device)
+        self.v = torch.zeros(*shape, v_dim, dtype=dtype, device=device)
         self.used = 0  # slots ever written, in any row
         self._rows = torch.arange(batch, device=device)[:, None]
 
@@ -72,11 +75,11 @@ class KVCache:
 
     def _rebuild(self, rows: Tensor | None, batch: int, length: int) -> None:
         """New storage with the old rows first; only the slots in use are copied."""
-        layers, old, heads, _, hd = self.k.shape
+        layers, old, heads = self.k.shape[:3]
         kept = old if rows is None else len(rows)
         for name in ("k", "v"):
             source = getattr(self, name)[:, :, :, : self.used]
-            target = source.new_zeros(layers, batch, heads, length, hd)
+            target = source.new_zeros(layers, batch, heads, length, source.shape[-1])
             for layer in range(layers):  # a layer at a time: index_select over all of them would copy twice
                 target[layer, :kept, :, : self.used] = source[layer] if rows is None else source[layer][rows]
             setattr(self, name, target)

@@ -125,7 +125,8 @@ class Engine:
         config = self.model.config
         longest = max((min(len(r.prompt) + r.params.max_new_tokens, config.context) for r in requests), default=1)
         size = self.model.embed.weight.element_size()
-        row = 2 * config.n_layers * config.n_kv_heads * config.head_dim * longest * size
+        heads, k_dim, v_dim = config.cache_shape
+        row = config.n_layers * heads * (k_dim + v_dim) * longest * size
         return max(1, min(self.max_rows, CACHE_BYTES // row))
 
     def _params(

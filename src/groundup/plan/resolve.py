@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from groundup.errors import UserError, problems
-from groundup.model.config import ModelConfig, check_heads
+from groundup.model.config import GATED, ModelConfig
 from groundup.model.count import count
+from groundup.model.obstacles import check_heads
 from groundup.plan.host import Host
 from groundup.recipe.load import parse_recipe
 from groundup.recipe.schema import Recipe
@@ -16,6 +17,7 @@ from groundup.recipe.schema import Recipe
 TOKENS_PER_PARAMETER = 20
 CPU_TOKENS_PER_FORWARD = 16_384
 GPU_TOKENS_PER_FORWARD = 32_768
+SEARCH_ONLY = ("params", "d_ff_multiple")  # keys of `model:` that only decide others
 OFF_TARGET = 1.25  # largest ratio between the parameters asked for and those built
 
 
@@ -64,7 +66,7 @@ def resolve(recipe: Recipe, host: Host, char_vocab: int | None = None) -> tuple[
 
 def model_config(recipe: Recipe) -> ModelConfig:
     """The ModelConfig of a recipe whose dimensions are resolved."""
-    section = recipe.model.model_dump(exclude={"params"})
+    section = recipe.model.model_dump(exclude=set(SEARCH_ONLY))
     return ModelConfig(vocab_size=int(recipe.tokenizer.vocab_size), **section)
 
 
@@ -102,7 +104,9 @@ def _shape(tree: dict[str, Any], recipe: Recipe, put: Any) -> None:
         problems("model", check_heads(d, m["n_heads"]))
         put("model.head_dim", d // m["n_heads"], "d_model / n_heads", "1706.03762")
     put("model.n_kv_heads", m["n_heads"], "as many as query heads: the cache is small at this size", "1706.03762")
-    put("model.d_ff", d_ff(d, m["mlp"]), "8/3 d_model, in 32s" if m["mlp"] == "swiglu" else "4 d_model", "2002.05202")
+    multiple = m["d_ff_multiple"]
+    form = "8/3 d_model" if m["mlp"] in GATED else "4 d_model"
+    put("model.d_ff", d_ff(d, m["mlp"], multiple), f"{form}, in {multiple}s", "2002.05202")
 
 
 def _off_target(config: ModelConfig, recipe: Recipe) -> list[str]:
@@ -126,9 +130,10 @@ def _head_dim(d_model: int) -> int:
     return 32 if d_model < 384 else 64 if d_model < 2048 else 128
 
 
-def d_ff(d_model: int, mlp: str) -> int:
-    """Hidden width with the parameters of a 4 d_model GELU layer (Shazeer 2020: 2/3 for the gated forms)."""
-    return 4 * d_model if mlp == "gelu" else math.ceil(8 * d_model / 3 / 32) * 32
+def d_ff(d_model: int, mlp: str, multiple: int = 32) -> int:
+    """Hidden width with the parameters of a plain 4 d_model layer (Shazeer 2020: 2/3 for the gated forms)."""
+    width = 8 * d_model / 3 if mlp in GATED else 4 * d_model
+    return math.ceil(width / multiple) * multiple
 
 
 def _fit(tree: dict[str, Any], target: int) -> tuple[int, int]:
@@ -143,23 +148,17 @@ def _fit(tree: dict[str, Any], target: int) -> tuple[int, int]:
             continue
         ratio = min(128.0, max(24.0, 16 * math.log2(d) - 80))  # 32 at 128, 73 at 768, 96 at 2048: GPT-2 to Llama
         for n in layers:
-            config = ModelConfig(
-                vocab_size=tree["tokenizer"]["vocab_size"],
-                d_model=d,
-                n_layers=n,
-                n_heads=heads,
-                n_kv_heads=heads,
-                head_dim=d // heads,
-                d_ff=d_ff(d, m["mlp"]) if m["d_ff"] == "auto" else m["d_ff"],
-                context=m["context"],
-                norm=m["norm"],
-                position=m["position"],
-                mlp=m["mlp"],
-                qk_norm=m["qk_norm"],
-                tied=m["tied"],
-                bias=m["bias"],
-            )
-            total = count(config)["total"]
+            dims = {
+                "d_model": d,
+                "n_layers": n,
+                "n_heads": heads,
+                "n_kv_heads": heads,
+                "head_dim": d // heads,
+                "d_ff": d_ff(d, m["mlp"], m["d_ff_multiple"]),
+            }
+            dims = {key: value if m[key] == "auto" else m[key] for key, value in dims.items()}
+            section = {key: value for key, value in m.items() if key not in SEARCH_ONLY}
+            total = count(ModelConfig(vocab_size=tree["tokenizer"]["vocab_size"], **{**section, **dims}))["total"]
             cost = abs(math.log(total / target)) + 0.1 * abs(math.log(d / n / ratio))
             if cost < best_cost:
                 best, best_cost = (d, n), cost

@@ -88,6 +88,49 @@ class SftSource(ChatSource):
     )
 
 
+class RopeScalingSection(Section):
+    """How RoPE is stretched past the context it was trained on."""
+
+    kind: Literal["linear", "ntk", "dynamic", "yarn", "llama3"] = Field(description="the method")
+    factor: Rate = Field(description="how many times longer the context becomes")
+    original_context: Positive = Field(description="tokens the unstretched model was trained on")
+    beta_fast: Rate = Field(32.0, description="yarn: turns above which a dimension is left alone")
+    beta_slow: Rate = Field(1.0, description="yarn: turns below which it is interpolated in full")
+    attention_factor: Rate | None = Field(
+        None, description="yarn: cos and sin are multiplied by it; left out: 0.1 ln(factor) + 1"
+    )
+    low_freq_factor: Rate = Field(1.0, description="llama3: wavelengths above original_context / this are stretched")
+    high_freq_factor: Rate = Field(4.0, description="llama3: wavelengths below original_context / this are kept")
+
+
+class LatentSection(Section):
+    """Multi-head latent attention (DeepSeek-V2): keys and values from one small vector a token."""
+
+    kv_rank: Positive = Field(description="width of that vector, which is what the cache holds")
+    nope_dim: Positive = Field(description="width of a head's query and key without position")
+    rope_dim: Positive = Field(description="width of their rotated part; one such key serves all heads")
+    v_dim: Positive = Field(description="width of a head's value")
+    q_rank: Annotated[int, Field(ge=0)] = Field(0, description="queries through a bottleneck too; 0: none")
+
+
+class MoeSection(Section):
+    """Mixture of experts: feed-forward layers of which each token uses a part."""
+
+    n_experts: Positive = Field(description="experts in a layer")
+    top_k: Positive = Field(description="experts that a token uses")
+    d_expert: Positive = Field(description="hidden width of an expert")
+    n_shared: Annotated[int, Field(ge=0)] = Field(0, description="experts that every token uses, besides")
+    first_dense: Annotated[int, Field(ge=0)] = Field(0, description="layers at the bottom without experts")
+    every: Positive = Field(1, description="after those, one layer in so many has experts")
+    score: Literal["softmax", "sigmoid"] = Field("softmax", description="of the router's logits")
+    normalise: bool = Field(True, description="the chosen experts' weights sum to 1")
+    scale: Rate = Field(1.0, description="and are multiplied by this")
+    balance: Literal["loss", "bias", "none"] = Field("loss", description="auxiliary loss, loss-free bias, or neither")
+    balance_weight: Annotated[float, Field(ge=0)] = Field(0.01, description="balance: loss - its weight")
+    bias_rate: Rate = Field(0.001, description="balance: bias - its step")
+    z_weight: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the router's z-loss")
+
+
 class ModelSection(Section):
     """Shape of the Transformer. Behaviour follows from these fields, never from a model's name."""
 
@@ -95,19 +138,61 @@ class ModelSection(Section):
     d_model: Positive | Auto = Field("auto", description="width of the residual stream")
     n_layers: Positive | Auto = Field("auto", description="number of blocks")
     n_heads: Positive | Auto = Field("auto", description="query heads")
-    n_kv_heads: Positive | Auto = Field("auto", description="key/value heads (GQA when fewer than n_heads)")
+    n_kv_heads: Positive | Auto = Field("auto", description="key/value heads (GQA when fewer than n_heads, MQA when 1)")
     head_dim: Positive | Auto = Field("auto", description="width of a head; auto = d_model / n_heads")
     d_ff: Positive | Auto = Field("auto", description="hidden width of the feed-forward")
+    d_ff_multiple: Positive = Field(32, description="d_ff: auto is rounded up to a multiple of this")
     context: Positive = Field(256, description="longest sequence, tokens")
-    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="before attention and feed-forward")
+    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="kind of normalisation, everywhere")
     norm_eps: Rate = Field(1e-6, description="added to the variance inside the norm")
-    position: Literal["rope", "learned"] = Field("rope", description="rotary, or a learned vector a place (GPT-2)")
+    norm_weight: bool = Field(True, description="norms have a weight; false: no parameters (OLMo 1)")
+    norm_offset: bool = Field(False, description="norms multiply by 1 + weight (Gemma)")
+    block: Literal["pre", "post", "output", "sandwich", "parallel", "parallel_shared"] = Field(
+        "pre", description="where the norms stand, and whether attention and feed-forward run side by side"
+    )
+    position: Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"] = Field(
+        "rope", description="how places are told apart"
+    )
     rope_base: Rate = Field(10000.0, description="rope: base of the rotation's wavelengths")
-    mlp: Literal["swiglu", "gelu"] = Field("swiglu", description="gated (Llama), or plain with GELU (GPT-2)")
-    qk_norm: bool = Field(True, description="RMSNorm on queries and keys, per head (Qwen3)")
+    rope_local_base: Rate | None = Field(None, description="rope: base in windowed layers, unscaled (Gemma 3)")
+    rope_fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="rope: share of a head that is rotated")
+    rope_pattern: Annotated[str, Field(pattern="^[RN]+$")] = Field(
+        "R", description="rope: repeated over the layers; R rotated, N without position"
+    )
+    rope_scaling: RopeScalingSection | None = Field(None, description="rope: stretched past its first context")
+    relative_buckets: Positive = Field(32, description="t5: buckets of the relative bias")
+    relative_distance: Positive = Field(128, description="t5: distance from which on all are one bucket")
+    window: Annotated[int, Field(ge=0)] = Field(0, description="tokens a local layer sees; 0: no window")
+    window_pattern: Annotated[str, Field(pattern="^[LG]+$")] = Field(
+        "L", description="repeated over the layers; L local (windowed), G global"
+    )
+    qk_norm: Literal["none", "head", "full"] = Field(
+        "head", description="RMSNorm on queries and keys: per head (Qwen3), or over all heads (OLMo 2)"
+    )
+    score_dim: Rate | None = Field(
+        None, description="scores are divided by its square root; left out: the head's width"
+    )
+    attention_softcap: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="tanh cap of scores (Gemma 2: 50); 0: none"
+    )
+    sinks: bool = Field(False, description="a learned score a head that takes attention and gives nothing (gpt-oss)")
+    latent: LatentSection | None = Field(None, description="multi-head latent attention (DeepSeek)")
+    mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2"] = Field(
+        "swiglu", description="feed-forward: gated (Llama, Gemma) or plain (GPT-2: gelu_tanh)"
+    )
+    moe: MoeSection | None = Field(None, description="mixture of experts")
+    bias: list[Literal["qkv", "out", "up", "down", "norm", "head"]] = Field(
+        default_factory=list, description="what has a bias (GPT-2: qkv out up down norm; Qwen2: qkv)"
+    )
     tied: bool = Field(True, description="output head shares the embedding's weights")
-    bias: bool = Field(False, description="biases in the linear layers (GPT-2)")
+    embed_scale: Rate = Field(1.0, description="embeddings are multiplied by it (Gemma: sqrt of d_model)")
+    logit_scale: Rate = Field(1.0, description="logits are multiplied by it")
+    logit_softcap: Annotated[float, Field(ge=0)] = Field(0.0, description="tanh cap of logits (Gemma 2: 30); 0: none")
     dropout: BelowOne = Field(0.0, description="share of activations dropped while training")
+    init: Literal["gpt2", "depth", "xavier", "he", "mup"] = Field("gpt2", description="initial weights")
+    init_std: Rate = Field(0.02, description="init: gpt2, depth, mup - standard deviation of matrices")
+    zero_out: bool = Field(False, description="projections into the residual stream start at zero")
+    mup_width: Annotated[int, Field(ge=0)] = Field(0, description="init: mup - width at which the rates were tuned")
 
 
 class TokenizerSection(Section):

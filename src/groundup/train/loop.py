@@ -24,7 +24,7 @@ from groundup.model.transformer import Transformer
 from groundup.recipe.schema import TrainSection
 from groundup.record.metrics import MetricsLog
 from groundup.train.checkpoint import Checkpoint, newest, save_checkpoint
-from groundup.train.objective import BatchSource, Objective
+from groundup.train.objective import BatchSource, Objective, with_router_loss
 from groundup.train.optim import Optimizers
 from groundup.train.precision import autocast, compile_blocks
 from groundup.train.schedule import rate_at
@@ -103,7 +103,7 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
     for batch in batches:
         batch = batch.to(job.device)
         with autocast(job.device, section.precision):
-            loss = job.objective(model, batch)
+            loss = with_router_loss(model, job.objective(model, batch))
         if loss.weight == 0:
             continue  # nothing scored here: no gradient, and no weight in the mean
         loss.total.backward()
@@ -123,6 +123,7 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
     if stepped:
         optimizers.step(share)
     optimizers.zero_grad()
+    overload = model.end_step(stepped)
     meter.count(tokens, weight, stepped or weight == 0, step)
     mean = total / weight if weight else math.nan  # a GRPO step without signal has no loss; 0.0 would look like one
     return {
@@ -132,6 +133,7 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
         "scored": weight,
         "skipped": int(not stepped and weight > 0),
         **{k: v / max(weight, 1) for k, v in sums.items()},
+        **({} if overload is None else {"expert_load": overload}),
         **getattr(job.source, "statistics", {}),
     }
 

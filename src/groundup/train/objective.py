@@ -38,6 +38,18 @@ class BatchSource(Protocol):
         ...
 
 
+def with_router_loss(model: Transformer, loss: Loss) -> Loss:
+    """Add the experts' balance and z losses, which are means over tokens: times the weight, since `total` is a sum.
+
+    The loop does this for every objective, so that no stage lets the experts collapse.
+    """
+    router = model.router_loss()
+    if router is None:
+        return loss
+    added = router * loss.weight
+    return Loss(loss.total + added, loss.weight, {**loss.metrics, "router_loss": added.detach()})
+
+
 def language_modelling(model: Transformer, batch: Batch) -> Loss:
     """Next-token cross-entropy, nats summed over scored tokens. Used by pretraining and SFT."""
     hidden = model(batch.tokens, documents=batch.documents, positions=batch.positions)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from groundup.model.attention import PackedLinear
+from groundup.model.config import ModelConfig
+from groundup.model.linear import PackedLinear
+from groundup.model.moe import ExpertMLP
 from groundup.model.transformer import Transformer
 from groundup.recipe.schema import TrainSection
 
 
 def roles(model: Transformer) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Every trainable parameter in exactly one role: matrix (inside blocks), embedding, vector (norms, biases)."""
+    """Every trainable parameter in exactly one role: matrix (inside blocks), embedding, vector (norms, biases).
+
+    A router goes with the embeddings: each of its rows stands for one expert, as theirs do for one token.
+    """
     out: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "vector": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        inside = "matrix" if name.startswith("blocks.") else "embedding"
+        inside = "matrix" if name.startswith("blocks.") and not name.endswith("router.weight") else "embedding"
         out["vector" if parameter.ndim < 2 else inside].append((name, parameter))
     return out
 
@@ -29,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     Newton-Schulz runs in bf16 on stacks of equal shape, so that a step costs a few large matmuls, not one small
     one a matrix. Packed projections (qkv, gate and up) are orthogonalised piece by piece: they are one matrix
-    only in memory. The rate is scaled by sqrt(max(1, rows / columns)).
+    only in memory, and so are stacked experts. The rate is scaled by sqrt(max(1, rows / columns)).
     """
 
     def __init__(
@@ -55,15 +60,30 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
-                sizes = self.seams.get(p, (p.shape[0],))
-                for weight, piece in zip(p.split(sizes), update.split(sizes), strict=True):
-                    by_shape.setdefault((piece.shape[0], piece.shape[1]), []).append((weight, piece))
+                sizes = self.seams.get(p, (p.shape[-2],))
+                for matrix, change in zip(_matrices(p), _matrices(update), strict=True):
+                    for weight, piece in zip(matrix.split(sizes), change.split(sizes), strict=True):
+                        by_shape.setdefault((piece.shape[0], piece.shape[1]), []).append((weight, piece))
             for (rows, columns), pieces in by_shape.items():
                 updates = orthogonalise(torch.stack([piece for _, piece in pieces]))
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (weight, _), update in zip(pieces, updates, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update.to(weight.dtype), alpha=-rate)
+
+
+def _matrices(x: Tensor) -> Sequence[Tensor]:
+    """A matrix, or the matrices of a stack (E, rows, columns), as views."""
+    return x.unbind() if x.ndim == 3 else [x]
+
+
+def seams_of(model: Transformer) -> dict[Tensor, tuple[int, ...]]:
+    """Packed weight -> the rows of each matrix in it (of each expert's matrix, in a stack)."""
+    seams: dict[Tensor, tuple[int, ...]] = {m.weight: m.sizes for m in model.modules() if isinstance(m, PackedLinear)}
+    for m in model.modules():
+        if isinstance(m, ExpertMLP) and m.gated:
+            seams[m.gate_up] = (m.moe.d_expert, m.moe.d_expert)
+    return seams
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
@@ -80,6 +100,15 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
     return y.mT if tall else y
 
 
+def matrix_share(config: ModelConfig) -> float:
+    """Adam's rate of the matrices inside blocks over the section's: mup_width / d_model under muP.
+
+    Yang et al. 2022, arXiv 2203.03466, table 8: hidden weights 1 / fan_in, embeddings, head and vectors 1. Muon needs
+    none of it: its update has the same spectral norm at every width.
+    """
+    return config.mup_width / config.d_model if config.init == "mup" else 1.0
+
+
 class Optimizers:
     """The optimizers of one stage behind one face. State is kept by full parameter name, never by index."""
 
@@ -94,12 +123,12 @@ class Optimizers:
         groups: list[dict[str, Any]] = [{"params": embeddings + vectors, "weight_decay": 0.0}]
         self.all: list[tuple[str, torch.optim.Optimizer, float]] = []
         if section.optimizer == "muon":
-            seams = {m.weight: m.sizes for m in model.modules() if isinstance(m, PackedLinear)}
             muon_rate = float(section.muon_learning_rate)
-            muon = Muon(matrices, muon_rate, weight_decay=section.weight_decay, seams=seams)
+            muon = Muon(matrices, muon_rate, weight_decay=section.weight_decay, seams=seams_of(model))
             self.all.append(("muon", muon, muon_rate))
         else:
-            groups.append({"params": matrices, "weight_decay": section.weight_decay})
+            decay, share = section.weight_decay, matrix_share(model.config)
+            groups.append({"params": matrices, "weight_decay": decay, "share": share})
         groups = [g for g in groups if g["params"]]
         adamw = torch.optim.AdamW(groups, lr=rate, betas=section.betas, eps=1e-8, fused=True)
         self.all.append(("adamw", adamw, rate))
@@ -113,7 +142,7 @@ class Optimizers:
         """One update with every peak rate scaled by `share`."""
         for _, optimizer, peak in self.all:
             for group in optimizer.param_groups:
-                group["lr"] = peak * share
+                group["lr"] = peak * share * group.get("share", 1.0)
             optimizer.step()
 
     def zero_grad(self) -> None:

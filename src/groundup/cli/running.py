@@ -1,0 +1,131 @@
+"""Commands that make a run and look at it: new, run, status, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from groundup.cli.app import RUNS, JsonOpt, RecipeArg, RunArg, RunsOpt, SetOpt, app, print_json
+from groundup.errors import CheckFailed, UserError
+from groundup.runs import open_run, run_folder
+
+if TYPE_CHECKING:
+    from groundup.pipeline import Pipeline
+
+
+@app.command(epilog="Examples: `groundup new mine` · `groundup new big --params 30M --from wikipedia`")
+def new(
+    name: Annotated[str, typer.Argument(help="name of the recipe; writes NAME.yaml")],
+    params: Annotated[str | None, typer.Option(help="size of the model, such as 1M; dimensions become auto")] = None,
+    source: Annotated[
+        str, typer.Option("--from", help="preset to start from: town, wikipedia, gpt2-124m, ...")
+    ] = "town",
+) -> None:
+    """Write an annotated recipe."""
+    from groundup.recipe.new import recipe_text
+    from groundup.record.files import atomic_write
+
+    name = name.removesuffix(".yaml")
+    text, path = recipe_text(name, source, params), Path.cwd() / f"{name}.yaml"
+    if path.exists():
+        raise UserError(f"{path} exists; choose another name, or delete it first")
+    atomic_write(path, text)
+    typer.echo(f"wrote {path}\nnext: groundup plan {path.name}, then groundup run {path.name}")
+
+
+@app.command(epilog="Examples: `groundup run town` · `groundup run my.yaml --until pretrain --set pretrain.steps=100`")
+def run(
+    recipe: RecipeArg,
+    runs: RunsOpt = RUNS,
+    until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
+    only: Annotated[str | None, typer.Option(help="run this stage alone")] = None,
+    overrides: SetOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run every stage that is not done yet. Killed at any moment, the same command goes on from there."""
+    from groundup.console import Reporter
+    from groundup.pipeline import Pipeline
+
+    pipeline = Pipeline.open(recipe, runs, overrides, Reporter(quiet=as_json))
+    pipeline.run(until, only)
+    if as_json:
+        print_json({"run": str(pipeline.ctx.run.path), "stages": pipeline.status()})
+    else:
+        _closing(pipeline)
+
+
+def _closing(pipeline: Pipeline) -> None:
+    from rich.console import Console
+
+    from groundup.evaluate.compare import compare as compared
+    from groundup.evaluate.compare import table
+
+    path = pipeline.ctx.run.path
+    if any(name.startswith("evaluate-") for name in pipeline.done):
+        Console().print(table(compared(path)))
+        stale = [row["name"] for row in pipeline.status() if row["status"] == "stale"]
+        if stale:
+            pipeline.ctx.reporter.warn(f"made with other settings, and shown as they are: {', '.join(stale)}")
+    if "report" in pipeline.done:
+        typer.echo(f"\nreport       {path / 'report' / 'index.html'}\ncard         {path / 'card' / 'README.md'}")
+        typer.echo(f"chat here    groundup chat {path}\nin browser   groundup serve {path}")
+
+
+@app.command(epilog="Example: `groundup status runs/town --json`")
+def status(run: RunArg, runs: RunsOpt = RUNS, as_json: JsonOpt = False) -> None:
+    """Each stage of a run: state, seconds, key metrics."""
+    pipeline = open_run(run, runs)
+    rows = pipeline.status()
+    if as_json:
+        print_json({"run": str(pipeline.ctx.run.path), "stages": rows})
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from groundup.console import duration
+
+    out = Table("stage", "status", "time", "metrics")
+    for row in rows:
+        numbers = [f"{k} {_short(v)}" for k, v in row["metrics"].items() if type(v) in (int, float)][:5]
+        took = duration(row["seconds"]) if row["seconds"] is not None else ""
+        out.add_row(row["name"], row["status"], took, escape(row["why"]) or ", ".join(numbers))
+    Console().print(out)
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+@app.command(epilog="Examples: `groundup verify town` · `groundup verify runs/town --only causality --json`")
+def verify(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="recipe file, preset, or run folder")],
+    only: Annotated[list[str] | None, typer.Option(help="check id; may be repeated")] = None,
+    overrides: SetOpt = None,
+    runs: RunsOpt = RUNS,
+    as_json: JsonOpt = False,
+) -> None:
+    """The silent-bug checks. Exit 1 when one fails."""
+    from groundup.console import Reporter
+    from groundup.pipeline import Pipeline
+    from groundup.stages.prepare import subject_of
+    from groundup.verify.run import report as reported
+    from groundup.verify.run import run_checks, select, show
+    from groundup.verify.subject import Subject
+
+    chosen = select(only)
+    folder = run_folder(target, runs)
+    if folder is not None:
+        if overrides:
+            raise UserError("--set goes with a recipe; a run is checked as it was made")
+        subject = subject_of(open_run(target, runs).ctx)
+    else:
+        subject = Subject(Pipeline.open(target, runs, overrides, Reporter(quiet=True)).ctx.recipe)
+    with Reporter(quiet=as_json).bar("verify", len(chosen), unit="checks") as bar:
+        results = run_checks(subject, only, on_check=lambda done, total, result: bar.update(done, result.id))
+    found = reported(results)
+    print_json(found) if as_json else show(found)
+    if found["failed"]:
+        raise CheckFailed(f"{found['failed']} of {len(found['checks'])} checks failed")
