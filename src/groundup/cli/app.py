@@ -16,8 +16,15 @@ from groundup import __version__
 from groundup.errors import CheckFailed, Interrupted, UserError
 
 
+ORDER = "new design plan ladder import run status verify eval compare sample chat serve export card report".split()
+
+
 class Commands(TyperGroup):
     """Ctrl-C and SIGTERM become `Interrupted` here, before Typer makes them a silent exit."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of the work, not of the alphabet."""
+        return sorted(super().list_commands(ctx), key=lambda name: (ORDER + [name]).index(name))
 
     def invoke(self, ctx: Any) -> Any:
         try:

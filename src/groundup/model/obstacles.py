@@ -27,7 +27,7 @@ def check_heads(d_model: int, n_heads: int) -> list[str]:
     """d_model must be divisible by n_heads when head_dim follows from them; names the nearest pairs that are."""
     if d_model % n_heads == 0:
         return []
-    heads = _nearest(_divisors(d_model), n_heads)
+    heads = sorted(_divisors(d_model), key=lambda n: abs(n - n_heads))[:2]
     low = d_model // n_heads * n_heads
     widths = [w for w in (low, low + n_heads) if w > 0]
     pairs = [f"{d_model}/{n}" for n in heads] + [f"{w}/{n_heads}" for w in widths]
@@ -215,8 +215,8 @@ def _divisors(n: int) -> list[int]:
 
 
 def _nearest(values: list[int], to: int) -> list[int]:
-    """The two values nearest to `to`, in order."""
-    return sorted(sorted(values, key=lambda v: abs(v - to))[:2])
+    """The next value below `to` and the next above, as far as there are any."""
+    return [v for v in values if v < to][-1:] + [v for v in values if v > to][:1]
 
 
 def _even_numbers(n: int) -> list[int]:

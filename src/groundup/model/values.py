@@ -80,7 +80,8 @@ def _wrong_type(name: str, kind: str, value: Any) -> str | None:
     types, word = _TYPES[kind]
     if not isinstance(value, types) or (kind in ("int", "float") and isinstance(value, bool)):
         return f"{name} must be {word} (got {value!r})"
-    if kind == "float" and not math.isfinite(float(value)):
+    number: Any = value
+    if kind == "float" and not math.isfinite(number):
         return f"{name} must be a finite number (got {value})"
     return None
 

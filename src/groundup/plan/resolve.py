@@ -11,6 +11,7 @@ from groundup.model.config import GATED, ModelConfig
 from groundup.model.count import count
 from groundup.model.obstacles import check_heads
 from groundup.plan.host import Host
+from groundup.plan.transfer import MOST_RATE, Suggestion, transfer
 from groundup.recipe.load import parse_recipe
 from groundup.recipe.schema import Recipe
 
@@ -167,10 +168,31 @@ def _fit(tree: dict[str, Any], target: int) -> tuple[int, int]:
     return best
 
 
+def _advice(pretrain: dict[str, Any], config: ModelConfig) -> Suggestion:
+    """What the recipe's rule says of batch and rate. Batch and tokens may hang on each other: then by iteration."""
+    counted = count(config)
+    inside = counted["total"] - config.vocab_size * config.d_model
+    batch, found = pretrain["batch_size"], None
+    for _ in range(20):
+        if pretrain["steps"] == "auto":
+            tokens = float(TOKENS_PER_PARAMETER * counted["total"])
+        else:
+            tokens = float(pretrain["steps"] * (64 if batch == "auto" else batch) * config.context)
+        found = transfer(pretrain["rule"], inside, tokens, config.context, d_model=config.d_model)
+        if pretrain["batch_size"] != "auto" or found.batch_size == batch:
+            break
+        batch = found.batch_size
+    assert found is not None
+    return found
+
+
 def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host, put: Any) -> None:
     s = tree[stage]
     n = count(config)["total"]
     pretraining = stage == "pretrain"
+    advice = _advice(tree["pretrain"], config)
+    if pretraining:
+        put("pretrain.batch_size", advice.batch_size, "from size and tokens", advice.source)
     per_step = s["batch_size"] * config.context
     steps = max(1, round(TOKENS_PER_PARAMETER * n / per_step))
     if pretraining:
@@ -181,16 +203,17 @@ def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host,
     rows = s["batch_size"] * s.get("group_size", 1)
     fits = max(1, min(rows, budget // config.context // (2 if stage == "dpo" else 1)))
     put(f"{stage}.micro_batch_size", fits, f"at most {budget:,} tokens in one forward pass", "default, not tuned")
-    # OLMo's ladder fit, for AdamW; Muon's rate does not depend on width once its update is orthogonal.
-    peak = 0.0047 * (n / 108e6) ** (-1 / 3) / 2
     share = {"pretrain": 1.0, "sft": 0.3, "dpo": 0.02, "grpo": 0.05}[stage]
-    rate, source = float(f"{min(peak, 0.006) * share:.2g}"), "OLMo ladder: 0.0047 (N/108M)^(-1/3) / 2, at most 0.006"
+    rate = float(f"{min(advice.learning_rate, MOST_RATE) * share:.2g}")
+    source = f"{advice.source}; at most {MOST_RATE}"
     put(f"{stage}.learning_rate", rate, "from size" if pretraining else f"{share} of pretraining's", source)
+    # Muon's rate does not depend on the width: its update is orthogonal. Only nanochat's rule has one of its own.
+    muon, source = advice.muon_learning_rate or 0.02, "Jordan et al. 2024" if not advice.muon_learning_rate else source
     put(
         f"{stage}.muon_learning_rate",
-        float(f"{0.02 * share:.2g}"),
+        float(f"{muon * share:.2g}"),
         "Muon's published rate" if pretraining else f"{share} of pretraining's",
-        "Jordan et al. 2024; share not tuned",
+        source if pretraining else f"{source}; share not tuned",
     )
     precision = "bf16" if host.fast_bf16 else "fp32"
     put(f"{stage}.precision", precision, "bf16 where the hardware has it, else fp32", "this machine")

@@ -243,6 +243,11 @@ class TrainSection(Section):
 
 
 class PretrainSection(TrainSection):
+    # auto is resolved before any stage sees it, so the others need not know that it can be a word
+    batch_size: Positive | Auto = Field(64, description="sequences in one optimizer step")  # type: ignore[assignment]
+    rule: Literal["olmo-ladder", "deepseek", "step-law", "nanochat"] = Field(
+        "olmo-ladder", description="published rule that batch_size and rates at auto follow"
+    )
     sample_every: Positive = Field(400, description="steps between sampled texts")
     sample_prompts: list[str] = Field(default_factory=lambda: ["The"], description="beginnings of those texts")
 

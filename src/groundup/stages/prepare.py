@@ -79,7 +79,8 @@ def data(ctx: Context, key: str) -> dict[str, Any]:
             on_progress=lambda documents, tokens: bar.update(documents, f"{tokens:,} tokens"),
             on_warning=ctx.warn,
         )
-    check_enough(Shard(ctx.folder("data") / "train.bin", made.hash), recipe.model.context, recipe.pretrain.batch_size)
+    shard = Shard(ctx.folder("data") / "train.bin", made.hash)
+    check_enough(shard, recipe.model.context, int(recipe.pretrain.batch_size))
     return metrics
 
 

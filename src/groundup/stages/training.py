@@ -50,7 +50,7 @@ def pretrain(ctx: Context, key: str) -> dict[str, Any]:
     validation = Shard(ctx.folder("data") / "validation.bin", tokenizer.hash)
     model = init_weights(Transformer(model_config(recipe)), ctx.seed("pretrain"))
     source = PackedBatches(
-        shard, recipe.model.context, section.batch_size, int(section.micro_batch_size), ctx.seed("pretrain")
+        shard, recipe.model.context, int(section.batch_size), int(section.micro_batch_size), ctx.seed("pretrain")
     )
 
     def validate() -> dict[str, float]:
