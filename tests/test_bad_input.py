@@ -104,8 +104,9 @@ def test_text_of_the_recipe(case: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_such_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: the message does not name the nearest preset, or a folder is opened as a file."""
     monkeypatch.chdir(tmp_path)
-    refused("plan", "nope.yaml", says=["no recipe at nope.yaml", "gpt2-124m, shakespeare, town, wikipedia"])
+    refused("plan", "nope.yaml", says=["no recipe at nope.yaml", "presets are town, wikipedia"])
     refused("run", "twon", says=['no recipe at twon (did you mean "town"?)'])
+    refused("plan", "llama-3.1-8", says=['did you mean "llama-3.1-8b"?'])
     refused("run", tmp_path, says=["is a folder; give a recipe file"])
 
 

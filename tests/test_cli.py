@@ -262,7 +262,7 @@ def test_serve(micro_copy: Path, tmp_path: Path) -> None:
 # ---- new ----
 
 
-@pytest.mark.parametrize("preset", ["town", "wikipedia", "shakespeare", "gpt2-124m"])
+@pytest.mark.parametrize("preset", ["town", "wikipedia", "shakespeare", "gpt2"])
 @pytest.mark.parametrize("params", [None, "100M"])
 def test_new(preset: str, params: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bugs: the written recipe does not load; its comments are gone; its name, or the size asked for, is not in it."""

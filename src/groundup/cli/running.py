@@ -20,7 +20,7 @@ def new(
     name: Annotated[str, typer.Argument(help="name of the recipe; writes NAME.yaml")],
     params: Annotated[str | None, typer.Option(help="size of the model, such as 1M; dimensions become auto")] = None,
     source: Annotated[
-        str, typer.Option("--from", help="preset to start from: town, wikipedia, gpt2-124m, ...")
+        str, typer.Option("--from", help="preset to start from: town, wikipedia, gpt2, ...")
     ] = "town",
 ) -> None:
     """Write an annotated recipe."""

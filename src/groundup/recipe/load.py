@@ -79,7 +79,10 @@ def find_recipe(path: str | Path) -> Path:
     if os.sep not in str(path) and preset.is_file():
         return preset
     names = [p.stem for p in PRESETS.glob("*.yaml")]
-    raise UserError(f"no recipe at {path}{did_you_mean(file.stem, names)}; `groundup new NAME` writes one")
+    word = file.name.removesuffix(".yaml")  # not the stem: llama-3.1-8b has a dot of its own
+    near = did_you_mean(word, names) if did_you_mean(word, names).startswith(" (did") else ""
+    few = "town, wikipedia, gpt2, llama-3.1-8b, ... (all of them: docs/presets.md)"
+    raise UserError(f"no recipe at {path}{near}; `groundup new NAME` writes one, presets are {few}")
 
 
 def dump_recipe(recipe: Recipe, comments: dict[str, str] | None = None) -> str:

@@ -18,7 +18,8 @@ _FOLLOW = {
 def recipe_text(name: str, preset: str, params: str | None = None) -> str:
     """A preset's text under another name. With `params`, the shape and the training length become auto.
 
-    Errors: UserError for a name that cannot name a folder, and for what is no size.
+    Errors: UserError for a name that cannot name a folder, for what is no size, and for a preset with numbers that
+    belong to its own width.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f'"{name}" is no name for a recipe: letters, digits, dot, dash and underscore')
@@ -36,6 +37,14 @@ def recipe_text(name: str, preset: str, params: str | None = None) -> str:
     head = (
         f"# Begun from the preset {preset} at {params} parameters: times and sizes in its comments are the preset's.\n"
     )
+    bound = [
+        key for key in ("embed_scale", "score_dim", "init_std", "moe", "latent") if re.search(rf"^  {key}:", text, re.M)
+    ]
+    if bound:
+        raise UserError(
+            f"{preset} cannot be given another size: its {' and '.join(bound)} belong to its width. Start from another "
+            f"preset, or let `groundup design --params {params}` choose a shape"
+        )
     return head + _with_size(text, params)
 
 

@@ -317,9 +317,12 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1337, description="every random number follows from it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the models run on")
     threads: Positive | Auto = Field("auto", description="CPU threads; results depend on it in the last bits")
+    base: str | None = Field(
+        None, description="folder of a Hugging Face checkpoint to start from, instead of pretraining"
+    )
     model: ModelSection = Field(default_factory=ModelSection, description="shape of the Transformer")
     tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="text to ids")
-    data: DataSection = Field(description="the corpus")
+    data: DataSection | None = Field(None, description="the corpus; required without base")
     verify: VerifySection = Field(default_factory=VerifySection, description="the silent-bug checks")
     pretrain: PretrainSection = Field(default_factory=PretrainSection, description="next-token prediction")
     sft: SftSection | None = Field(None, description="supervised fine-tuning; left out: no such stage")
@@ -329,8 +332,14 @@ class Recipe(Section):
     card: CardSection = Field(default_factory=CardSection, description="what only a person can say")
 
     @model_validator(mode="after")
+    def _something_to_start_from(self) -> Recipe:
+        if self.base is None and self.data is None:
+            raise ValueError("give data (a corpus to pretrain on), or base (a checkpoint to start from)")
+        return self
+
+    @model_validator(mode="after")
     def _tune_needs_sft(self) -> Recipe:
-        if self.sft is None and (self.dpo or self.grpo):
+        if self.sft is None and (self.dpo or self.grpo) and self.base is None:
             raise ValueError("dpo and grpo start from the SFT model: add an sft section")
         return self
 
