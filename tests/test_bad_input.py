@@ -150,7 +150,7 @@ def test_wrong_values_are_listed_all_at_once(make: Callable[..., Path]) -> None:
         "model.norm_eps: should be greater than 0 (got 0)",
         "model.dropout: should be less than 1 (got 1.0)",
         "pretrain.steps: should be a valid integer or 'auto' (got 'soon')",
-        "pretrain.batch_size: should be greater than 0 (got -3)",
+        "pretrain.batch_size: should be greater than 0 or 'auto' (got -3)",
         "pretrain.learning_rate: should be a finite number or 'auto' (got inf)",
         "pretrain.schedule: should be 'cosine', 'wsd', 'linear' or 'constant' (got 'cosin')",
         "pretrain.betas[1]: required, but not given",
@@ -179,9 +179,9 @@ VALUE_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "heads-and-groups": (
         {"model": {"d_model": 32, "n_heads": 4, "n_kv_heads": 3}},
-        ["n_heads 4 is not divisible by n_kv_heads 3 (nearest: 2)"],
+        ["n_heads 4 is not divisible by n_kv_heads 3 (nearest n_kv_heads: 2 or 4)"],
     ),
-    "odd-head": ({"model": {"d_model": 9, "n_heads": 3}}, ["rope needs an even head_dim (got 3; nearest: 4)"]),
+    "odd-head": ({"model": {"d_model": 9, "n_heads": 3}}, ["head_dim must be even (got 3; nearest: 2 or 4)"]),
     "no-size": (
         {"model": {"d_model": "auto", "n_layers": "auto", "n_heads": "auto"}},
         ["model: give params (a size such as 1M), or d_model and n_layers"],

@@ -10,7 +10,7 @@ from groundup.cli.app import RUNS, JsonOpt, RecipeArg, RunsOpt, SetOpt, app, pri
 
 
 @app.command(
-    epilog="Examples: `groundup ladder wikipedia --sizes 200K,400K,800K,1.6M` · "
+    epilog="Examples: `groundup ladder wikipedia --sizes 400K,800K,1.6M,3.2M` · "
     "`groundup ladder my.yaml --sizes 1M,2M,4M,8M --tokens-per-parameter 20,10 --predict 100M`"
 )
 def ladder(

@@ -1,4 +1,4 @@
-"""Commands on a run's models: eval, compare, sample, chat, serve, export."""
+"""Commands on a run's models: import, eval, compare, sample, chat, serve, export."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ import typer
 
 from groundup.cli.app import RUNS, JsonOpt, RunArg, RunsOpt, StageOpt, app, print_json
 from groundup.runs import load_engine, open_run, pick
+
+
+@app.command(
+    "import",
+    epilog="Examples: `groundup import ./SmolLM2-135M --out runs/smol` · `groundup import ./Qwen3-0.6B --out q --json`",
+)
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face folder: config, safetensors, tokenizer")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="folder of the run to make")],
+    name: Annotated[str | None, typer.Option(help="name of the recipe; default: the folder's")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Make a run of a checkpoint that others trained: chat, evaluate, fine-tune, serve and export it."""
+    from groundup.console import Reporter
+    from groundup.importing import import_checkpoint
+
+    found = import_checkpoint(folder, out, name, Reporter(quiet=as_json))
+    if as_json:
+        print_json(found)
+        return
+    said = "was imported before" if found["imported_before"] else "imported"
+    typer.echo(f"{said}: {found['architecture']}, {found['parameters']:,} parameters, context {found['context']:,}")
+    typer.echo(f"chat here    groundup chat {out}\nevaluate     groundup eval {out} --tasks gsm8k --limit 100")
+    typer.echo(f"fine-tune    add an sft section to {found['recipe']}, then groundup run {found['recipe']}")
 
 
 @app.command("eval", epilog="Example: `groundup eval runs/town --stage sft --tasks town-facts`")
@@ -28,8 +52,9 @@ def evaluate(
     import tempfile
 
     from groundup.console import Reporter
+    from groundup.errors import UserError
     from groundup.evaluate.run import evaluate_model
-    from groundup.stages.base import checked_model, evaluation
+    from groundup.stages.base import checked_model, evaluation, held_out_text
 
     pipeline = open_run(run, runs)
     name, folder = pick(pipeline, stage)
@@ -39,6 +64,9 @@ def evaluate(
         known = {t if isinstance(t, str) else t.name: t for t in section.tasks}
         chosen = [known.get(t, t) for item in tasks for t in item.split(",")]
     section = section.model_copy(update={"tasks": chosen, "limit": limit or section.limit})
+    text = held_out_text(pipeline.ctx)
+    if not chosen and text is None:
+        raise UserError("there is nothing to measure: the run has neither tasks nor a corpus; give --tasks")
     tokenizer = pipeline.ctx.tokenizer()
     model = checked_model(folder, tokenizer).to(pipeline.ctx.device)
     with tempfile.TemporaryDirectory() as out, Reporter(quiet=as_json).bar(f"evaluate {name}", None) as bar:
@@ -46,7 +74,7 @@ def evaluate(
             model,
             tokenizer,
             section,
-            pipeline.ctx.folder("data") / "validation.bin",
+            text,
             pipeline.ctx.recipe.seed,
             Path(out),
             name,
@@ -60,7 +88,7 @@ def evaluate(
     from groundup.evaluate.compare import table
 
     Console().print(
-        table({"models": [{"stage": name, "scores": results["tasks"], "bits_per_byte": results["bits_per_byte"]}]})
+        table({"models": [{"stage": name, "scores": results["tasks"], "bits_per_byte": results.get("bits_per_byte")}]})
     )
 
 
@@ -106,7 +134,7 @@ def sample(
     ids = (
         engine.chat_prompt([{"role": "user", "content": prompt}])
         if chat
-        else [tokenizer.bos, *tokenizer.encode(prompt)]
+        else [*tokenizer.prefix, *tokenizer.encode(prompt)] or [tokenizer.start]
     )
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, seed, stop_ids=(tokenizer.end, tokenizer.eos))
     if as_json:
@@ -180,11 +208,15 @@ def serve(
     )
 
 
-@app.command(epilog="Example: `groundup export runs/town --to hf --out town-hf`")
+@app.command(
+    epilog="Examples: `groundup export runs/town --out town-hf` · "
+    "`groundup export runs/town --to gguf --quant q8_0 --out town.gguf`"
+)
 def export(
     run: RunArg,
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    to: Annotated[str, typer.Option(help="hf: a folder that transformers opens")] = "hf",
+    out: Annotated[Path, typer.Option(help="folder to write (hf), or file (gguf)")],
+    to: Annotated[str, typer.Option(help="hf: a folder that transformers opens; gguf: a file for llama.cpp")] = "hf",
+    quant: Annotated[str | None, typer.Option(help="gguf: f32, f16, q8_0, ...; default: f16")] = None,
     stage: StageOpt = None,
     runs: RunsOpt = RUNS,
     as_json: JsonOpt = False,
@@ -194,5 +226,5 @@ def export(
 
     pipeline = open_run(run, runs)
     name, folder = pick(pipeline, stage)
-    found = export_model(pipeline.ctx.run, name, folder, pipeline.ctx.tokenizer(), to, out)
+    found = export_model(pipeline.ctx.run, name, folder, pipeline.ctx.tokenizer(), to, out, quant)
     print_json(found) if as_json else typer.echo(f"wrote {name} to {out} ({found['architecture']})")

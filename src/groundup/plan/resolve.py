@@ -11,7 +11,7 @@ from groundup.model.config import GATED, ModelConfig
 from groundup.model.count import count
 from groundup.model.obstacles import check_heads
 from groundup.plan.host import Host
-from groundup.plan.transfer import MOST_RATE, Suggestion, transfer
+from groundup.plan.transfer import MOST_RATE, Suggestion, fitted_parameters, transfer
 from groundup.recipe.load import parse_recipe
 from groundup.recipe.schema import Recipe
 
@@ -171,14 +171,13 @@ def _fit(tree: dict[str, Any], target: int) -> tuple[int, int]:
 def _advice(pretrain: dict[str, Any], config: ModelConfig) -> Suggestion:
     """What the recipe's rule says of batch and rate. Batch and tokens may hang on each other: then by iteration."""
     counted = count(config)
-    inside = counted["total"] - config.vocab_size * config.d_model
     batch, found = pretrain["batch_size"], None
     for _ in range(20):
         if pretrain["steps"] == "auto":
             tokens = float(TOKENS_PER_PARAMETER * counted["total"])
         else:
             tokens = float(pretrain["steps"] * (64 if batch == "auto" else batch) * config.context)
-        found = transfer(pretrain["rule"], inside, tokens, config.context, d_model=config.d_model)
+        found = transfer(pretrain["rule"], fitted_parameters(config), tokens, config.context, d_model=config.d_model)
         if pretrain["batch_size"] != "auto" or found.batch_size == batch:
             break
         batch = found.batch_size

@@ -1,8 +1,8 @@
 """Batch size and learning rate from size and tokens, by published rules: chosen by name, each with its source.
 
 The rules disagree, by factors at small sizes: each was fitted with its own optimizer, schedule and range of sizes.
-`notes` says where a value stands outside the range. N here is the parameters without the input embedding, as in
-the papers.
+`notes` says where a value stands outside the range. N is `fitted_parameters`: without the input embedding, as in the
+papers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from groundup.errors import UserError, did_you_mean
+from groundup.model.config import ModelConfig
+from groundup.model.count import count
 
 RULES = ("olmo-ladder", "deepseek", "step-law", "nanochat", "mup")
 MOST_RATE = 0.006  # of AdamW on tied embeddings; below 50M parameters the rules ask for more. Default, not tuned
+
+
+def fitted_parameters(config: ModelConfig) -> int:
+    """The N of the laws: what a token is multiplied with, the blocks and the output head, tied or not.
+
+    The lookup in the input embedding costs nothing and is left out; leaving out the head too bends the curve of small
+    models, of which it is a large part (Porian et al. 2024, arXiv 2406.19146, section 3.1).
+    """
+    counted = count(config)
+    return counted["attention"] + counted["mlp"] + config.vocab_size * config.d_model
 
 
 @dataclass(frozen=True)
