@@ -33,7 +33,7 @@ def import_(
         return
     said = "was imported before" if found["imported_before"] else "imported"
     typer.echo(f"{said}: {found['architecture']}, {found['parameters']:,} parameters, context {found['context']:,}")
-    typer.echo(f"chat here    groundup chat {out}\nevaluate     groundup eval {out} --tasks gsm8k --limit 100")
+    typer.echo(f"chat here    groundup chat {out}\nevaluate     groundup eval {out} --tasks town-arithmetic")
     typer.echo(f"fine-tune    add an sft section to {found['recipe']}, then groundup run {found['recipe']}")
 
 

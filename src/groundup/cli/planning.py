@@ -95,6 +95,8 @@ def _here_or_there(
         here = this_host()
         if not table.is_here(name, here):
             device = table.find(name)
+            if measure:
+                raise UserError(f"--measure times this machine, which has no {device.name}: leave one of the two away")
             host = Host("cuda", here.cores, int(device.memory), fast_bf16=True, compiler=True)
             steps = _steps_for(tokens, given, host)
             given = load_recipe(recipe, [*overrides, "device=cuda", *steps])
@@ -103,8 +105,6 @@ def _here_or_there(
             return resolved, elsewhere(resolved, notes, device, devices), device
     if devices is not None and devices > 1:
         raise UserError("--devices is for --device NAME; groundup trains on one device of this machine")
-    if measure and name is not None:
-        raise UserError("--measure times this machine: leave --device away")
     return _here(recipe, overrides, tokens, measure, quiet)
 
 

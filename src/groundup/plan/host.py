@@ -79,6 +79,19 @@ def matmul_rate(device: str, precision: str, shape: tuple[int, int, int], second
     return 2.0 * m * k * n / min(times)
 
 
+def copy_rate(device: str, bytes_copied: int = 1 << 27) -> float:
+    """Bytes/s that memory moves, read and written, in a copy larger than any cache: the best of a few."""
+    source = torch.zeros(bytes_copied // 4, device=device)
+    target, times = torch.empty_like(source), []
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2.0 * bytes_copied / min(times)
+
+
 def peak_flops(device: str, precision: str) -> float:
     """The best rate over a few large square shapes: the peak that MFU is a share of, measured on THIS device."""
     sizes = (4096, 8192) if device == "cuda" else (1024, 2048)

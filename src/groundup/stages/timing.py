@@ -1,4 +1,4 @@
-"""How long pretraining will take on this machine: from parts of a real step, timed for a few seconds, or from real steps.
+"""How long pretraining will take on this machine: from parts of a step, timed for some seconds, or from real steps.
 
 FLOPs alone do not say it: on a small model norms, rotations, the loss and the optimizer take more than half of a step.
 So one block of each kind, the ends of the model (embedding, last norm, head, loss) and the optimizer's update are timed
@@ -10,34 +10,31 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from groundup.console import Reporter
-from groundup.model.batch import Batch
 from groundup.model.config import ModelConfig
 from groundup.model.count import count
-from groundup.model.init import init_weights
-from groundup.model.transformer import Transformer
+from groundup.plan.budget import budget
 from groundup.plan.host import Host, copy_rate
 from groundup.plan.memory import layer_parameters
-from groundup.plan.resolve import model_config
+from groundup.plan.resolve import Resolved, model_config
 from groundup.recipe.schema import PretrainSection, Recipe
+from groundup.stages.steps import Steps, example, part_of
 from groundup.stages.training import VALIDATION_BYTES
 from groundup.train import loop
 from groundup.train.objective import language_modelling
 from groundup.train.optim import Optimizers
-from groundup.train.precision import autocast, compile_blocks
+from groundup.train.precision import autocast
 
 MOST_PARAMETERS = 300_000_000  # of what is built to be timed
 WHOLE = 50_000_000  # models up to this size are built whole, so that the optimizer is timed as it is
-PATIENCE = 0.7  # seconds for one part, its warm-up besides
+PATIENCE = 0.5  # seconds for one part, its warm-up besides
 # What is left of a block's eager time once it is compiled: medians over the blocks of town and wikipedia, on two cores
 # with AVX512-BF16 (bench/plan_time.py --calibrate). Matmuls and attention stay, what lies between them is fused.
 COMPILED = {"bf16": 0.80, "fp32": 0.90}
@@ -45,6 +42,9 @@ COMPILE_SECONDS = 25.0  # the first kind of block on a CPU, nothing cached; each
 SEAMS = 1.05  # a real step beside its parts: memory that the parts find warm is cold in between. Same bench
 SAMPLED = 64  # tokens of a sample (stages/training.py)
 DISK = 200e6  # bytes/s of a checkpoint: written, synced and hashed
+
+
+WORTH = 30.0  # seconds of pretraining, roughly, from which on it is worth some seconds to know them better
 
 
 @dataclass
@@ -60,7 +60,17 @@ class Timing:
         return sum(self.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds": self.seconds}
+        named = {f"{name}_seconds": seconds for name, seconds in self.parts.items()}
+        return {"method": self.method, "step_seconds": self.step, **named}
+
+
+def timed_budget(recipe: Recipe, host: Host, notes: list[Resolved], measure: bool = False) -> dict[str, Any]:
+    """The plan on this machine with its time measured, where the run is long enough for that to matter."""
+    found = budget(recipe, host, notes)
+    if not measure and found["seconds"] < WORTH:
+        return found
+    timing = pretraining(recipe, host, measure)
+    return found if timing is None else {**found, "seconds": timing.seconds, "timing": timing.to_dict()}
 
 
 def pretraining(recipe: Recipe, host: Host, measure: bool = False) -> Timing | None:
@@ -75,11 +85,12 @@ def pretraining(recipe: Recipe, host: Host, measure: bool = False) -> Timing | N
         return None
     before = torch.get_rng_state()
     try:
+        made = Parts(config, section, host.device)
         if measure and count(config)["total"] <= MOST_PARAMETERS:
             step, method = _real_step(config, section, host.device), "real steps"
         else:
-            step, method = Parts(config, section, host.device).step(), "parts of a step, added up"
-        other = _besides(config, recipe, host)
+            step, method = made.step(), "parts of a step, added up"
+        other = _besides(config, recipe, host, made.forward())
     finally:
         torch.set_rng_state(before)
     parts = {"steps": step * int(section.steps), **other}
@@ -95,11 +106,12 @@ class Parts:
     def __init__(self, config: ModelConfig, section: PretrainSection, device: str) -> None:
         self.config, self.section, self.device = config, section, device
         self.kinds = Counter(kind(config, layer) for layer in range(config.n_layers))
-        self.whole = count(config)["total"] <= WHOLE
+        whole = count(config)["total"] <= WHOLE
         first = {kind(config, layer): layer for layer in reversed(range(config.n_layers))}
-        self.layers = list(range(config.n_layers)) if self.whole else sorted(first.values())
+        few = sorted({*first.values(), *range(min(2, config.n_layers))})  # two at least: for the cost of one more
+        self.layers = list(range(config.n_layers)) if whole else few
         self.place = {name: self.layers.index(layer) for name, layer in first.items()}  # of a kind's block below
-        self.model = _model(config, self.layers, device)
+        self.model = part_of(config, self.layers, device)
         self.blocks = self.model.blocks
 
     def step(self) -> float:
@@ -124,6 +136,7 @@ class Parts:
                 y.backward(grad)
                 x.grad = None
                 block.zero_grad(set_to_none=True)
+                self.model.router_loss()  # experts keep their losses, and the graph with them, until they are read
 
             return run
 
@@ -152,23 +165,47 @@ class Parts:
 
             return run
 
-        self.model.blocks = nn.ModuleList()
-        try:
+        with self.blocks_left_out():
             return _per_row(once, rows, self.device) * rows
+
+    @contextmanager
+    def blocks_left_out(self, but: int = 0) -> Iterator[None]:
+        """The model without its blocks, or with the first few alone."""
+        self.model.blocks = self.blocks[:but]
+        try:
+            yield
         finally:
             self.model.blocks = self.blocks
 
+    def forward(self) -> float:
+        """Seconds a token of scoring text: fp32, eager, without gradients."""
+        rows = max(1, 2048 // self.config.context)
+
+        def no_grad(run: Callable[[], object]) -> float:
+            def once() -> None:
+                with torch.no_grad():
+                    run()
+
+            return _time(once, self.device)
+
+        seconds = 0.0
+        for name, often in self.kinds.items():
+            x, call = self._call(self.blocks[self.place[name]], self.layers[self.place[name]], rows)
+            seconds += often * no_grad(lambda x=x, call=call: call(x))  # type: ignore[misc]
+        batch = example(self.config, rows, self.device)
+        with self.blocks_left_out():
+            seconds += no_grad(lambda: language_modelling(self.model, batch))
+        return seconds / (rows * self.config.context)
+
     def update(self) -> float:
-        """Clipping and the optimizers; where only some blocks are built, the rest is taken to cost the same."""
-        with_blocks = self._update()
-        if self.whole:
-            return with_blocks
-        self.model.blocks = nn.ModuleList()
-        try:
-            without = self._update()
-        finally:
-            self.model.blocks = self.blocks
-        return without + max(0.0, with_blocks - without) * self.config.n_layers / len(self.layers)
+        """Clipping and the optimizers; where only some blocks are built, the others are taken to cost the same."""
+        built, all_layers = len(self.layers), self.config.n_layers
+        some = self._update()
+        if built == all_layers:
+            return some
+        with self.blocks_left_out(but=1):  # never all: an optimizer of matrices needs some
+            one = self._update()
+        return one + max(0.0, some - one) * (all_layers - 1) / (built - 1)
 
     def _update(self) -> float:
         optimizers = Optimizers(self.model, self.section)
@@ -187,24 +224,6 @@ class Parts:
 def kind(config: ModelConfig, layer: int) -> tuple[bool, bool, bool]:
     """What makes blocks cost differently, and what a compiler makes a graph of its own for."""
     return config.is_local(layer), config.is_rotated(layer), config.has_experts(layer)
-
-
-def _model(config: ModelConfig, layers: list[int], device: str) -> Transformer:
-    """The model with some of its blocks: the others are never given memory."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.blocks = nn.ModuleList(model.blocks[layer] for layer in layers)
-    return init_weights(model.to_empty(device=device), 0)
-
-
-def example(config: ModelConfig, rows: int, device: str) -> Batch:
-    """Rows of random tokens, three documents in each."""
-    t = config.context
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(config.vocab_size, (rows, t + 1), generator=generator)
-    documents = (torch.arange(t) * 3 // t).int().expand(rows, t).contiguous()
-    positions = torch.arange(t).expand(rows, t).contiguous()
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), documents, positions).to(device)
 
 
 def _per_row(make: Callable[[int], Callable[[], None]], rows: int, device: str) -> float:
@@ -228,65 +247,42 @@ def _clock(run: Callable[[], None], device: str) -> float:
 
 
 def _time(run: Callable[[], None], device: str) -> float:
-    """Median seconds over the patience (at least three runs), after one to warm up."""
-    run()
+    """Best seconds over the patience (at least three runs), after one to warm up; one run alone where it is slow.
+
+    The best, not the median: a neighbour that keeps the machine busy now will not be there all the while.
+    """
+    if _clock(run, device) > 2 * PATIENCE:
+        return _clock(run, device)
     times: list[float] = []
     end = time.monotonic() + PATIENCE
     while len(times) < 3 or (time.monotonic() < end and len(times) < 50):
         times.append(_clock(run, device))
-    return median(times)
+    return min(times)
 
 
 # ---- real steps ----
 
 
-@dataclass
-class _Same:
-    """A batch source that gives the same micro-batches at each step."""
-
-    parts: list[Batch]
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        return self.parts
-
-
 def _real_step(config: ModelConfig, section: PretrainSection, device: str, seconds: float = 20.0) -> float:
-    """Median seconds of the loop's own steps, after two that warm up (and compile)."""
-    model = _model(config, list(range(config.n_layers)), device)
-    total, micro = int(section.batch_size), min(int(section.micro_batch_size), int(section.batch_size))
-    sizes = [min(micro, total - start) for start in range(0, total, micro)]
-    job = loop.Job(
-        name="plan",
-        key="",
-        model=model,
-        objective=language_modelling,
-        source=_Same([example(config, rows, "cpu") for rows in sizes]),
-        section=section,
-        folder=Path("."),  # nothing is written: the loop's files come with `train`, not with a step
-        seed=0,
-        reporter=Reporter(quiet=True),
-        device=device,
-    )
-    optimizers, meter = Optimizers(model, section), loop.Meter(job, {})
-    if section.compile:
-        compile_blocks(model)
-
-    def run() -> None:
-        loop._one_step(job, optimizers, 0, int(section.steps), meter)
-
-    run(), run()
+    """Best seconds of the loop's own steps, after two that warm up (and compile)."""
+    run = Steps(config, section, device)
+    for _ in range(2):
+        run()
     times: list[float] = []
     end = time.monotonic() + seconds
     while len(times) < 3 or (time.monotonic() < end and len(times) < 20):
         times.append(_clock(run, device))
-    return median(times)
+    return min(times)
 
 
 # ---- what comes besides the steps ----
 
 
-def _besides(config: ModelConfig, recipe: Recipe, host: Host) -> dict[str, float]:
-    """Seconds of compiling, validations, samples, checkpoints and the start, over the whole stage."""
+def _besides(config: ModelConfig, recipe: Recipe, host: Host, forward: float) -> dict[str, float]:
+    """Seconds of compiling, validations, samples, checkpoints and the start, over the whole stage.
+
+    forward: seconds a token of scoring.
+    """
     section, steps, n = recipe.pretrain, int(recipe.pretrain.steps), count(config)["total"]
     kinds = len({kind(config, layer) for layer in range(config.n_layers)})
     uneven = int(section.batch_size) % min(int(section.micro_batch_size), int(section.batch_size)) != 0
@@ -299,30 +295,8 @@ def _besides(config: ModelConfig, recipe: Recipe, host: Host) -> dict[str, float
     state = 4 * n * (2 if section.optimizer == "muon" else 3)
     return {
         "compile": COMPILE_SECONDS * (1 + 0.5 * (graphs - 1)) if section.compile else 0.0,
-        "validations": often["validate"] * VALIDATION_BYTES / bytes_a_token * _forward(config, host.device),
+        "validations": often["validate"] * VALIDATION_BYTES / bytes_a_token * forward,
         "samples": often["sample"] * sample if section.sample_prompts else 0.0,
         "checkpoints": often["save"] * (state / DISK + 0.1),
         "start": 2.0,
     }
-
-
-def _forward(config: ModelConfig, device: str) -> float:
-    """Seconds a token of scoring text: fp32, eager, without gradients. From one block of each kind and the ends."""
-    parts = Parts(config, PretrainSection(steps=1, optimizer="adamw", learning_rate=1e-3), device)
-    rows = max(1, 2048 // config.context)
-
-    @torch.no_grad()
-    def ends() -> None:
-        language_modelling(parts.model, example(config, rows, device))
-
-    blocks = 0.0
-    for name, often in parts.kinds.items():
-        x, call = parts._call(parts.blocks[parts.place[name]], parts.layers[parts.place[name]], rows)
-
-        def block(x: Tensor = x, call: Callable[[Tensor], Tensor] = call) -> None:
-            with torch.no_grad():
-                call(x)
-
-        blocks += often * _time(block, device)
-    parts.model.blocks = nn.ModuleList()
-    return (blocks + _time(ends, device)) / (rows * config.context)
