@@ -21,7 +21,7 @@ from groundup.model.config import ModelConfig
 from groundup.model.count import count
 
 COMMANDS = [
-    *("new", "plan", "run", "status", "verify", "eval", "compare", "sample"),
+    *("new", "design", "plan", "ladder", "import", "run", "status", "verify", "eval", "compare", "sample"),
     *("chat", "serve", "export", "card", "report"),
 ]
 TALKING = {"new", "chat", "serve"}  # the others report, and take --json
@@ -32,7 +32,7 @@ TALKING = {"new", "chat", "serve"}  # the others report, and take --json
 
 def test_command_names_are_frozen() -> None:
     """Bug: a command is renamed or dropped, and every script that calls it breaks."""
-    assert list(get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
+    assert get_command(app).list_commands(None) == COMMANDS  # type: ignore[attr-defined,arg-type]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -19,13 +19,14 @@ from groundup.recipe.schema import Recipe, walk
 from groundup.record.files import atomic_write, clean_stale, read_json, write_json
 from groundup.record.rundir import RunDir
 from groundup.record.stage import StageRecord, begin, stage_key
-from groundup.stages import outcome, prepare, training
-from groundup.stages.base import Context, Stage, sources_read, tasks_read, use_threads
+from groundup.stages import checkpoint, outcome, prepare, training
+from groundup.stages.base import Context, Stage, model_before, sources_read, tasks_read, use_threads
 from groundup.stages.preflight import preflight
 from groundup.stages.shelf import PREVIOUS, Shelf
 
 RESOLVED = "recipe.resolved.yaml"
 ORIGIN = ".origin.json"  # where the recipe stood: relative paths in it are looked for there
+OWN = "recipe.yaml"  # a recipe of this name in a run's folder is that run's own (`groundup import` writes it)
 CHANGES_SHOWN = 8
 SHELF = {
     "done": "an earlier result with these very settings was kept; taken back",
@@ -36,44 +37,7 @@ SHELF = {
 
 def stages_of(recipe: Recipe) -> list[Stage]:
     """Every stage that this recipe asks for, in order."""
-    stages = [
-        Stage("plan", lambda c: {"recipe": c.recipe, "host": asdict(c.host)}, (), prepare.plan),
-        Stage(
-            "tokenizer",
-            lambda c: {"tokenizer": c.recipe.tokenizer, "seed": c.recipe.seed, "data": _corpus(c)},
-            (),
-            prepare.tokenizer,
-        ),
-        Stage(
-            "data",
-            lambda c: {
-                "data": c.recipe.data,
-                "seed": c.recipe.seed,
-                "files": _corpus(c),
-                "fill": (c.recipe.model.context, c.recipe.pretrain.batch_size),
-            },
-            ("tokenizer",),
-            prepare.data,
-        ),
-    ]
-    if recipe.verify.enabled:
-        stages.append(
-            Stage(
-                "verify",
-                lambda c: c.recipe.model_dump(mode="json", exclude={"name", "description", "evaluate", "card"}),
-                ("tokenizer", "data"),
-                prepare.verify,
-            )
-        )
-    stages += [
-        Stage(
-            "pretrain",
-            lambda c: {"model": c.recipe.model, "pretrain": c.recipe.pretrain, **_machine(c)},
-            ("tokenizer", "data"),
-            training.pretrain,
-        ),
-        _evaluation("pretrain"),
-    ]
+    stages = _to_a_base(recipe)
     if recipe.sft:
         stages += [
             Stage(
@@ -82,24 +46,27 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                 ("pretrain",),
                 training.sft,
             ),
-            _evaluation("sft"),
+            _evaluation(recipe, "sft"),
         ]
     if recipe.dpo:
         stages += [
             Stage(
-                "dpo", lambda c: {"dpo": c.recipe.dpo, "files": _chats(c, "dpo"), **_machine(c)}, ("sft",), training.dpo
+                "dpo",
+                lambda c: {"dpo": c.recipe.dpo, "files": _chats(c, "dpo"), **_machine(c)},
+                (model_before(recipe, "dpo"),),
+                training.dpo,
             ),
-            _evaluation("dpo"),
+            _evaluation(recipe, "dpo"),
         ]
     if recipe.grpo:
         stages += [
             Stage(
                 "grpo",
                 lambda c: {"grpo": c.recipe.grpo, "files": _chats(c, "grpo"), **_machine(c)},
-                ("dpo" if recipe.dpo else "sft",),
+                (model_before(recipe, "grpo"),),
                 training.grpo,
             ),
-            _evaluation("grpo"),
+            _evaluation(recipe, "grpo"),
         ]
     so_far = tuple(stage.name for stage in stages)
     stages += [
@@ -109,22 +76,75 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     return stages
 
 
-def _evaluation(stage: str) -> Stage:
+def _to_a_base(recipe: Recipe) -> list[Stage]:
+    """The stages up to the base model: made from a corpus, or imported where the recipe has a `base`."""
+    plan = Stage("plan", lambda c: {"recipe": c.recipe, "host": asdict(c.host)}, (), prepare.plan)
+    data = Stage(
+        "data",
+        lambda c: {
+            "data": c.recipe.data,
+            "seed": c.recipe.seed,
+            "files": _corpus(c),
+            "fill": (c.recipe.model.context, c.recipe.pretrain.batch_size),
+        },
+        ("tokenizer",),
+        prepare.data,
+    )
+    corpus = [data] if recipe.data else []
+    verify = Stage(
+        "verify",
+        lambda c: c.recipe.model_dump(mode="json", exclude={"name", "description", "evaluate", "card"}),
+        ("tokenizer", *(stage.name for stage in corpus)),
+        prepare.verify,
+    )
+    checks = [verify] if recipe.verify.enabled else []
+    if recipe.base:
+        # Content, not place: the checkpoint may move, or vanish once it has been copied here.
+        tokenizer = Stage("tokenizer", lambda c: {"base": _base(c).tokenizer}, (), prepare.imported_tokenizer)
+        weights = Stage(
+            "pretrain",
+            lambda c: {"base": _base(c).weights, "model": c.recipe.model},
+            ("tokenizer",),
+            training.imported,
+        )
+        return [plan, tokenizer, weights, *corpus, *checks, _evaluation(recipe, "pretrain")]
+    tokenizer = Stage(
+        "tokenizer",
+        lambda c: {"tokenizer": c.recipe.tokenizer, "seed": c.recipe.seed, "data": _corpus(c)},
+        (),
+        prepare.tokenizer,
+    )
+    pretrain = Stage(
+        "pretrain",
+        lambda c: {"model": c.recipe.model, "pretrain": c.recipe.pretrain, **_machine(c)},
+        ("tokenizer", "data"),
+        training.pretrain,
+    )
+    return [plan, tokenizer, *corpus, *checks, pretrain, _evaluation(recipe, "pretrain")]
+
+
+def _evaluation(recipe: Recipe, stage: str) -> Stage:
     name = "base" if stage == "pretrain" else stage
     reads: Callable[[Context], dict[str, Any]] = lambda c: {  # noqa: E731
         "evaluate": c.recipe.evaluate,
         "tasks": tasks_read(c.recipe.evaluate.tasks, c.base),
         "seed": c.recipe.seed,
     }
-    return Stage(f"evaluate-{name}", reads, (stage, "data"), outcome.evaluate(stage))
+    inputs = (stage, "data") if recipe.data else (stage,)
+    return Stage(f"evaluate-{name}", reads, inputs, outcome.evaluate(stage))
 
 
 def _machine(ctx: Context) -> dict[str, Any]:
     return {"seed": ctx.recipe.seed, "device": ctx.recipe.device, "threads": ctx.recipe.threads}
 
 
+def _base(ctx: Context) -> checkpoint.Checkpoint:
+    assert ctx.checkpoint is not None  # whoever opens a recipe with a base finds it first
+    return ctx.checkpoint
+
+
 def _corpus(ctx: Context) -> list[Any]:
-    return sources_read(ctx.recipe.data.sources, ctx.base)
+    return sources_read(ctx.recipe.data.sources if ctx.recipe.data else [], ctx.base)
 
 
 def _chats(ctx: Context, stage: str) -> list[Any]:
@@ -150,15 +170,18 @@ class Pipeline:
         runs: str | Path,
         overrides: list[str] | None = None,
         reporter: Reporter | None = None,
+        folder: Path | None = None,
     ) -> Pipeline:
-        """Load and resolve a recipe; nothing is written."""
+        """Load and resolve a recipe; nothing is written. The run is in `folder`, or below `runs` by its name."""
         recipe = load_recipe(recipe_path, overrides)
         if Path(runs).exists() and not Path(runs).is_dir():
             raise UserError(f"--runs {runs} is a file; give a folder")
         base = _origin(Path(recipe_path).resolve().parent)
-        resolved, notes, host = resolve_here(recipe, base)
+        folder = folder or _own_folder(Path(recipe_path)) or Path(runs) / recipe.name
+        start = checkpoint.find(recipe, base, folder)
+        resolved, notes, host = resolve_here(recipe, base, start)
         reporter = reporter or Reporter()
-        ctx = Context(resolved, RunDir(Path(runs) / recipe.name), base, host, reporter, notes)
+        ctx = Context(resolved, RunDir(folder), base, host, reporter, notes, checkpoint=start)
         use_threads(resolved)
         return cls(ctx, stages_of(resolved))
 
@@ -168,9 +191,9 @@ class Pipeline:
         recipe = load_recipe(folder / RESOLVED)
         base = _origin(folder)
         use_threads(recipe)
-        return cls(
-            Context(recipe, RunDir(folder), base, this_host(), reporter or Reporter(quiet=True), []), stages_of(recipe)
-        )
+        start = checkpoint.find(recipe, base, folder)
+        ctx = Context(recipe, RunDir(folder), base, this_host(), reporter or Reporter(quiet=True), [], checkpoint=start)
+        return cls(ctx, stages_of(recipe))
 
     def keys(self) -> dict[str, str]:
         """Stage name -> key: the hash of everything that decides its result."""
@@ -201,6 +224,8 @@ class Pipeline:
                 comments = {note.key: f"auto: {note.reason} ({note.source})" for note in ctx.notes}
                 atomic_write(ctx.run.path / RESOLVED, dump_recipe(ctx.recipe, comments))
             write_json(ctx.run.path / ORIGIN, {"folder": str(ctx.base)})
+            if ctx.checkpoint is not None:
+                ctx.checkpoint.keep(ctx.run.path)
             for stage in wanted:
                 self._one(stage, keys)
 
@@ -332,13 +357,31 @@ def _origin(folder: Path) -> Path:
         return folder
 
 
-def resolve_here(recipe: Recipe, base: Path) -> tuple[Recipe, list[Resolved], Any]:
-    """Resolve a recipe on this machine; counts the corpus's characters where the tokenizer needs it."""
+def _own_folder(recipe_path: Path) -> Path | None:
+    """The run whose own recipe this is: a file recipe.yaml in a run's folder."""
+    folder = recipe_path.parent
+    return folder if recipe_path.name == OWN and (folder / RESOLVED).is_file() else None
+
+
+def resolve_here(
+    recipe: Recipe, base: Path, start: checkpoint.Checkpoint | None = None
+) -> tuple[Recipe, list[Resolved], Any]:
+    """Resolve a recipe on this machine; counts the corpus's characters where the tokenizer needs it.
+
+    start: the checkpoint that `base:` names, from which the shape then comes.
+    """
     host = this_host(recipe.device)
+    if start is not None:
+        given = recipe.pretrain
+        recipe, known = checkpoint.shaped(recipe, start)
+        resolved, notes = resolve(recipe, host)
+        checkpoint.check_pretrain(given, resolved.pretrain)
+        return resolved, [*known, *(note for note in notes if not note.key.startswith("pretrain."))], host
     vocab = None
     if recipe.tokenizer.kind == "char" and recipe.tokenizer.vocab_size == "auto":
         from groundup.tokenizer.train import char_vocab_size
 
+        assert recipe.data is not None  # a recipe has it, or a base
         documents = read_sources(recipe.data.sources, recipe.seed, base, lambda _: None)
         vocab = char_vocab_size(recipe.tokenizer, (document.text for document in documents))
     resolved, notes = resolve(recipe, host, vocab)

@@ -138,8 +138,7 @@ def test_what_no_architecture_computes_is_refused_by_field(shape: str, tokenizer
 def test_obstacles_name_the_fields() -> None:
     """Bug: "not supported", and the user has to find out what."""
     assert [hf_obstacles(config(**shape)) for shape in SHAPES.values()] == [[]] * len(SHAPES)
-    assert hf_obstacles(config(norm="layernorm", qk_norm=False)) == ["norm is layernorm, LlamaForCausalLM has rmsnorm"]
-    assert hf_obstacles(config(bias=True)) == ["bias is true, Qwen3ForCausalLM has false"]
+    assert hf_obstacles(config(norm="layernorm", qk_norm="none")) == ["norm is layernorm, LlamaForCausalLM has rmsnorm"]
     assert any("n_kv_heads is 2" in o for o in hf_obstacles(config(**{**SHAPES["gpt2"], "n_kv_heads": 2})))
 
 
@@ -154,5 +153,90 @@ def test_what_cannot_be_exported_well_is_refused(tokenizer_folder: Path, tmp_pat
         export_hf(build(), tmp_path, tmp_path / "new")
     with pytest.raises(UserError, match="vocabulary is 200"):
         export_hf(build(vocab_size=200), tokenizer_folder, tmp_path / "new")
+    with pytest.raises(UserError, match="did you mean"):
+        export_hf(build(), tokenizer_folder, tmp_path / "new", architecture="Qwen3ForCausal")
+    with pytest.raises(UserError, match="qk_norm is head, LlamaForCausalLM has none"):
+        export_hf(build(), tokenizer_folder, tmp_path / "new", architecture="LlamaForCausalLM")
+    assert not (tmp_path / "new").exists()
     export_hf(build(), tokenizer_folder, tmp_path / "twice")
     export_hf(build(seed=1), tokenizer_folder, tmp_path / "twice")  # its own files it may write again
+
+
+def test_a_large_model_is_cut_into_shards(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Bug: a shard past the limit, a tensor in two of them or in none, an index with the wrong size."""
+    from safetensors.torch import load_file
+
+    model, limit = build(tied=False), 30_000
+    info = export_hf(model, tokenizer_folder, tmp_path / "whole")
+    assert not (tmp_path / "whole" / "model.safetensors.index.json").exists()
+    info = export_hf(model, tokenizer_folder, tmp_path / "cut", max_shard_bytes=limit)
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    index = json.loads((tmp_path / "cut" / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert files == sorted(p.name for p in (tmp_path / "cut").glob("*.safetensors"))
+    assert set(files) <= info["files"].keys()
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        here = load_file(tmp_path / "cut" / file)
+        assert all(index["weight_map"][name] == file for name in here) and not here.keys() & found.keys()
+        assert len(here) == 1 or sum(t.nbytes for t in here.values()) <= limit
+        found |= here
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+    ids = tokens(2, 20)
+    with torch.no_grad():
+        assert torch.equal(opened(tmp_path / "cut")(ids).logits, opened(tmp_path / "whole")(ids).logits)
+
+
+def test_weights_left_over_are_not_read(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Bug: shards of an earlier export beside a new file, or the other way about: one of the two is read."""
+    out = tmp_path / "hf"
+    export_hf(build(), tokenizer_folder, out, max_shard_bytes=30_000)
+    for limit in (10**9, 60_000):
+        with pytest.raises(UserError, match="holds other files"):
+            export_hf(build(), tokenizer_folder, out, max_shard_bytes=limit)
+    export_hf(build(seed=1), tokenizer_folder, out, max_shard_bytes=30_000)  # the same names: all written anew
+    export_hf(build(), tokenizer_folder, tmp_path / "single")
+    with pytest.raises(UserError, match=r"holds other files \(model\.safetensors\)"):
+        export_hf(build(), tokenizer_folder, tmp_path / "single", max_shard_bytes=30_000)
+
+
+def test_another_architecture_that_computes_the_same(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Bug: a choice of architecture that is not obeyed, or obeyed in config.json and not in the tensors' names."""
+    model, ids = build(qk_norm="none", tied=False), tokens(2, 30)
+    for architecture in ("MistralForCausalLM", "Phi3ForCausalLM"):
+        info = export_hf(model, tokenizer_folder, tmp_path / architecture, architecture=architecture)
+        theirs = opened(tmp_path / architecture)
+        assert type(theirs).__name__ == info["architecture"] == architecture
+        with torch.no_grad():
+            assert (theirs(ids).logits - model.logits(model(ids))).abs().max() < 1e-4
+
+
+def test_a_tokenizer_that_others_trained(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Bug: only our own special tokens are known, and an imported model cannot be exported again."""
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    names = {"<|end_of_text|>": "</s>", "<|begin_of_text|>": "<s>", "<|end|>": "<|im_end|>"}
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    content["model"]["vocab"] = {names.get(k, k): v for k, v in content["model"]["vocab"].items()}
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    ids = {token["content"]: token["id"] for token in content["added_tokens"]}
+
+    def written(config: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        (source / "tokenizer_config.json").write_text(json.dumps(config))
+        export_hf(build(), source, tmp_path / "hf", **options)
+        return tuple(
+            json.loads((tmp_path / "hf" / f"{name}.json").read_text()) for name in ("config", "generation_config")
+        )
+
+    config, generation = written({"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
+    assert (config["bos_token_id"], config["eos_token_id"]) == (ids["<s>"], ids["</s>"])
+    assert generation["eos_token_id"] == [ids["</s>"]]
+    config, generation = written({"eos_token": "</s>"}, stop_ids=(ids["<|im_end|>"], ids["</s>"]))
+    assert config["bos_token_id"] is None
+    assert generation["eos_token_id"] == [ids["<|im_end|>"], ids["</s>"]]
+    with pytest.raises(UserError, match="names no eos_token"):
+        written({"bos_token": "<s>"})

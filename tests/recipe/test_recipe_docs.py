@@ -18,6 +18,9 @@ BEGIN, END = "<!-- keys: made from the schema -->\n", "<!-- end of keys -->\n"
 SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("The top of the file", schema.Recipe),
     ("model", schema.ModelSection),
+    ("model.rope_scaling", schema.RopeScalingSection),
+    ("model.latent", schema.LatentSection),
+    ("model.moe", schema.MoeSection),
     ("tokenizer", schema.TokenizerSection),
     ("data", schema.DataSection),
     ("A source (an entry of data.sources)", schema.Source),

@@ -23,7 +23,7 @@ _BATCH_CHARACTERS = 1 << 21
 class Encoder(Protocol):
     """What prepare needs of a tokenizer."""
 
-    bos: int
+    prefix: list[int]
     eos: int
     vocab_size: int
 
@@ -91,7 +91,7 @@ def prepare_data(
             for (document, held_out), ids in zip(batch, encoded, strict=True):
                 size = len(document.text.encode())
                 writer = validation if held_out else train
-                writer.add([tokenizer.bos, *ids, tokenizer.eos], document.id, size)
+                writer.add([*tokenizer.prefix, *ids, tokenizer.eos], document.id, size)
                 kept[document.source] += 1
                 raw[document.source] += size
             if on_progress:

@@ -68,21 +68,21 @@ class GroundupLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before an empty context: BOS, as before every training document."""
-        return self.text_tokenizer.bos
+        """What stands before an empty context: BOS, as before every training document (EOS where there is none)."""
+        return self.text_tokenizer.start
 
     @property
     def max_length(self) -> int:
         return self.model.config.context
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text, with exactly one BOS before it unless add_special_tokens is False."""
+        """Ids of a text, after exactly one BOS where the tokenizer puts one, unless add_special_tokens is False."""
         if isinstance(string, ChatPrompt):
             return list(string.ids)
-        if string.startswith(BOS):
+        if self.text_tokenizer.prefix and string.startswith(BOS):
             raise ValueError("a rendered chat prompt lost its ids: as text it would not be the same prompt")
         ids = self.text_tokenizer.encode(string)
-        return ids if add_special_tokens is False else [self.text_tokenizer.bos, *ids]
+        return ids if add_special_tokens is False else [*self.text_tokenizer.prefix, *ids]
 
     def tok_decode(self, tokens: Sequence[int]) -> str:
         return self.text_tokenizer.decode(tokens)
@@ -114,10 +114,12 @@ class GroundupLM(TemplateLM):
             return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
         stem = context.rstrip()  # spaces belong to the word they stand before
         whole = self.tok_encode(context + continuation)
-        limit = len(stem.encode())
-        ends = accumulate(len(self.text_tokenizer.token_bytes(i)) for i in whole)
+        sizes = [len(self.text_tokenizer.token_bytes(i)) for i in whole]
+        put_first = max(0, sum(sizes) - len((context + continuation).encode()))  # SentencePiece's space before a text
+        limit = len(stem.encode()) + put_first
+        ends = accumulate(sizes)
         split = sum(end <= limit for end in ends)
-        return whole[:split], whole[split:]
+        return whole[:split] or [self.prefix_token_id], whole[split:]
 
     # ---- log-likelihoods ----
 
@@ -149,7 +151,8 @@ class GroundupLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """log p(text), nats, of texts of any length, each token scored once (see likelihood.windows)."""
-        texts = [windows(self.tok_encode(request.args[0]), self.max_length) for request in requests]
+        start = [] if self.text_tokenizer.prefix else [self.prefix_token_id]  # the first token is scored too
+        texts = [windows([*start, *self.tok_encode(request.args[0])], self.max_length) for request in requests]
         scored = iter(score_pairs(self.model, [pair for text in texts for pair in text], self.on_progress))
         return [sum((next(scored).logprob for _ in text), 0.0) for text in texts]
 

@@ -74,7 +74,8 @@ def render(evidence: Evidence, library: str = "groundup") -> str:
         recipe=evidence.recipe,
         model=evidence.recipe.model,
         label=LABELS[evidence.model],
-        methods=[(stage, METHODS[stage], evidence.metrics(stage)) for stage in evidence.trained],
+        methods=[(stage, method, evidence.metrics(stage)) for stage, method in _methods(evidence)],
+        imported=evidence.metrics("pretrain").get("architecture") if evidence.recipe.base else None,
         parameters=evidence.plan.get("parameters") or {},
         tokenizer=evidence.metrics("tokenizer"),
         data=evidence.metrics("data"),
@@ -112,6 +113,12 @@ def metadata(evidence: Evidence, library: str = "groundup") -> dict[str, Any]:
         "model-index": [{"name": recipe.name, "results": results}] if results else [],
     }  # fmt: skip
     return {key: value for key, value in found.items() if value}
+
+
+def _methods(evidence: Evidence) -> list[tuple[str, str]]:
+    """(stage, what it did) for the stages that made this model."""
+    start = f"imported from {Path(evidence.recipe.base).name}" if evidence.recipe.base else METHODS["pretrain"]
+    return [(stage, start if stage == "pretrain" else METHODS[stage]) for stage in evidence.trained]
 
 
 def _model_index(evidence: Evidence) -> list[dict[str, Any]]:
@@ -179,6 +186,8 @@ def _refusals(evidence: Evidence) -> list[dict[str, str]]:
 
 
 def _compression(evidence: Evidence) -> list[tuple[str, str]]:
+    if evidence.recipe.data is None:
+        return []
     base = evidence.score("base", "bits_per_byte").get("value")
     compressors = evidence.metrics("evaluate-base").get("baseline") or {}
     rows = [("Base model", f"{base:.3f}" if _finite(base) else MISSING)]
@@ -197,7 +206,12 @@ def _checks(evidence: Evidence) -> str:
 def _all_sources(evidence: Evidence) -> list[tuple[str, Rows]]:
     """(training stage, source of its text) for the stages that made this model."""
     recipe = evidence.recipe
-    sections = {"pretrain": recipe.data, "sft": recipe.sft, "dpo": recipe.dpo, "grpo": recipe.grpo}
+    sections = {
+        "pretrain": None if recipe.base else recipe.data,
+        "sft": recipe.sft,
+        "dpo": recipe.dpo,
+        "grpo": recipe.grpo,
+    }
     found = [(stage, sections[stage]) for stage in evidence.trained]
     return [(stage, source) for stage, section in found if section is not None for source in section.sources]
 

@@ -68,7 +68,13 @@ def gather(path: Path | str, model: str | None = None) -> Evidence:
     if model is not None and model not in made:
         raise UserError(f"{path} has no {model} model{did_you_mean(model, made)}")
     asked = asked[: made.index(model) + 1] if model else asked
-    names = ["plan", "tokenizer", "data", *(["verify"] if recipe.verify.enabled else []), *asked]
+    names = [
+        "plan",
+        "tokenizer",
+        *(["data"] if recipe.data else []),
+        *(["verify"] if recipe.verify.enabled else []),
+        *asked,
+    ]
     names += [f"evaluate-{STAGES[stage]}" for stage in asked]
     found = {name: run.problems(name) for name in names}
     said = {s: "has not run" if found[s] == ["no record"] else "; ".join(found[s]) for s in asked}

@@ -229,6 +229,7 @@ def report_json(path: Path | str) -> dict[str, Any]:
     return plain({
         "name": run.name,
         "description": run.recipe.description,
+        "imported_from": run.recipe.base,
         "seed": run.recipe.seed,
         "seconds": run.seconds,
         "plan": run.plan,
@@ -259,7 +260,8 @@ def report_json(path: Path | str) -> dict[str, Any]:
 
 def _stages(recipe: Recipe) -> tuple[list[str], list[str]]:
     """(stages this recipe asks for, optional stages it does not), in the order of the pipeline."""
-    asked = ["plan", "tokenizer", "data", *(["verify"] if recipe.verify.enabled else []), "pretrain", "evaluate-base"]
+    corpus = ["data"] if recipe.data else []
+    asked = ["plan", "tokenizer", *corpus, *(["verify"] if recipe.verify.enabled else []), "pretrain", "evaluate-base"]
     not_asked = [] if recipe.verify.enabled else ["verify"]
     for stage in ("sft", "dpo", "grpo"):
         if getattr(recipe, stage) is None:

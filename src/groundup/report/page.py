@@ -75,7 +75,9 @@ def _tiles(run: Run) -> list[dict[str, str]]:
     bits = run.bits_per_byte().get("base")
     return [
         _tile("Parameters", total, show.compact, "{:,.0f}"),
-        _tile("Training tokens", tokens, show.compact, "{:,.0f} in pretraining"),
+        {"name": "Training tokens", "big": "–", "small": "imported, not pretrained here"}
+        if run.recipe.base
+        else _tile("Training tokens", tokens, show.compact, "{:,.0f} in pretraining"),
         _tile("Wall clock", run.seconds, duration, "{:,.0f} s, all stages"),
         _tile("Bits per byte", bits.value if bits else None, lambda v: f"{v:.3f}", "base model, held-out text"),
     ]  # fmt: skip

@@ -76,15 +76,14 @@ def completion_prompts(model: ServedModel, body: CompletionRequest) -> list[list
     tokenizer = model.engine.tokenizer
     given = body.prompt
     if isinstance(given, str):
-        return [[tokenizer.bos, *tokenizer.encode(given)]]
+        return [[*tokenizer.prefix, *tokenizer.encode(given)] or [tokenizer.start]]
     if not given or isinstance(given[0], int):
-        return [_ids(given, tokenizer.vocab_size) or [tokenizer.bos]]
+        return [_ids(given, tokenizer.vocab_size) or [tokenizer.start]]
     if len(given) * (body.n or 1) > MAX_CHOICES:
         raise ApiError(400, f"prompts times n is over {MAX_CHOICES}: send several requests", "prompt")
     return [
-        [tokenizer.bos, *tokenizer.encode(one)]
-        if isinstance(one, str)
-        else _ids(one, tokenizer.vocab_size) or [tokenizer.bos]
+        ([*tokenizer.prefix, *tokenizer.encode(one)] if isinstance(one, str) else _ids(one, tokenizer.vocab_size))
+        or [tokenizer.start]
         for one in given
     ]
 

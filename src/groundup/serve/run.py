@@ -34,13 +34,19 @@ def serve_run(
             folder = run.stage(stage) / "model"
             engine = Engine(_load(folder, tokenizer).to(device).eval(), tokenizer, device=device)
             created = int((folder / "model.safetensors").stat().st_mtime)
-            # the base model never saw the chat template: it continues texts
-            models[name] = ServedModel(name, engine, engine.context, stage != "pretrain", created)
+            # a base model never saw the chat template, it continues texts; an imported one saw the one it came with
+            taught = stage != "pretrain" or _came_with_template(run)
+            models[name] = ServedModel(name, engine, engine.context, taught, created)
         store = FeedbackStore(run.path / "feedback.sqlite")
         app = create_app(models, store, title=run.path.name, examples=examples(run))
         run_server(app, listener=listener, ready=ready)
     finally:
         listener.close()
+
+
+def _came_with_template(run: RunDir) -> bool:
+    record = run.record("tokenizer")
+    return record is not None and record.metrics.get("template") == "the checkpoint's"
 
 
 def _load(folder: Path, tokenizer: Tokenizer) -> Transformer:

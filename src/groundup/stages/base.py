@@ -21,6 +21,7 @@ from groundup.plan.resolve import Resolved
 from groundup.recipe.schema import EvaluateSection, Recipe, Source, TaskSource
 from groundup.record.files import sha256_file
 from groundup.record.rundir import RunDir
+from groundup.stages.checkpoint import Checkpoint
 from groundup.tokenizer.tokenizer import Tokenizer
 
 MODEL_STAGES = ("pretrain", "sft", "dpo", "grpo")
@@ -38,6 +39,7 @@ class Context:
     reporter: Reporter
     notes: list[Resolved]
     warnings: list[str] = field(default_factory=list)  # of the stage that runs now
+    checkpoint: Checkpoint | None = None  # what `base:` names
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -138,6 +140,11 @@ def evaluation(section: EvaluateSection, base: Path) -> EvaluateSection:
     return section.model_copy(update={"tasks": tasks})
 
 
+def held_out_text(ctx: Context) -> Path | None:
+    """The validation shard; None where the recipe has no corpus."""
+    return ctx.folder("data") / "validation.bin" if ctx.recipe.data is not None else None
+
+
 def _fingerprints(found: list[tuple[str, Path]]) -> list[Any]:
     """What tells a file from a changed one: its content, or beyond HASHED_BYTES in all its size and time.
 
@@ -154,6 +161,12 @@ def _fingerprints(found: list[tuple[str, Path]]) -> list[Any]:
 @lru_cache(maxsize=100_000)
 def _content(path: Path, size: int, time: int) -> str:
     return sha256_file(path)
+
+
+def model_before(recipe: Recipe, stage: str) -> str:
+    """The model stage that `stage` starts from: the nearest before it that the recipe has."""
+    earlier = MODEL_STAGES[: MODEL_STAGES.index(stage)]
+    return next(name for name in reversed(earlier) if name == "pretrain" or getattr(recipe, name) is not None)
 
 
 def use_threads(recipe: Recipe) -> None:

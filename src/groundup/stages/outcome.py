@@ -8,7 +8,7 @@ from typing import Any
 from groundup.data.shard import Shard
 from groundup.evaluate.bpb import compressors
 from groundup.evaluate.run import evaluate_model
-from groundup.stages.base import Context, evaluation
+from groundup.stages.base import Context, evaluation, held_out_text
 
 
 def evaluate(stage: str) -> Callable[[Context, str], dict[str, Any]]:
@@ -18,21 +18,23 @@ def evaluate(stage: str) -> Callable[[Context, str], dict[str, Any]]:
     def run(ctx: Context, key: str) -> dict[str, Any]:
         tokenizer = ctx.tokenizer()
         model = ctx.load(stage, tokenizer)
-        out = ctx.folder(f"evaluate-{name}")
+        out, text = ctx.folder(f"evaluate-{name}"), held_out_text(ctx)
         with ctx.reporter.bar(f"evaluate-{name}", None) as bar:
             results = evaluate_model(
                 model,
                 tokenizer,
                 evaluation(ctx.recipe.evaluate, ctx.base),
-                ctx.folder("data") / "validation.bin",
+                text,
                 ctx.recipe.seed,
                 out,
                 name,
                 on_progress=lambda what, done, total: bar.update(done, f"{what} ({done}/{total})"),
             )
         metrics: dict[str, Any] = {task: score["value"] for task, score in results["tasks"].items()}
+        if text is None:
+            return metrics
         if name == "base":  # beside it, what general compressors make of the same text
-            shard = Shard(ctx.folder("data") / "validation.bin", tokenizer.hash)
+            shard = Shard(text, tokenizer.hash)
             size = ctx.recipe.evaluate.bits_per_byte_bytes
             metrics["baseline"] = compressors(tokenizer, shard, size, ctx.recipe.seed)
         return {**metrics, "bits_per_byte": results["bits_per_byte"]["value"]}

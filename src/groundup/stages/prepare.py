@@ -9,22 +9,52 @@ from groundup.data.load import check_enough
 from groundup.data.prepare import prepare_data
 from groundup.data.read import read_sources
 from groundup.data.shard import Shard
-from groundup.errors import CheckFailed
+from groundup.errors import CheckFailed, UserError
 from groundup.plan.budget import budget
+from groundup.plan.host import Host
+from groundup.plan.resolve import Resolved
+from groundup.recipe.schema import DataSection, Recipe, Source
 from groundup.record.files import write_json
 from groundup.stages.base import Context
-from groundup.tokenizer.audit import audit
+from groundup.stages.checkpoint import Checkpoint
+from groundup.tokenizer.audit import ADVERSARIAL, audit
+from groundup.tokenizer.foreign import ForeignTokenizer, from_checkpoint, measure
+from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.train import train_tokenizer
 
 if TYPE_CHECKING:
     from groundup.verify.subject import Subject
 
 AUDIT_TEXTS = 2000
+ROW_TOKENS = 2048  # a row of an imported model's chats, where no chat is longer: its context may be a hundred thousand
+
+
+def planned(recipe: Recipe, host: Host, notes: list[Resolved]) -> dict[str, Any]:
+    """What `plan` says of a recipe. With a base nothing is pretrained; the memory is the first training stage's."""
+    from groundup.stages.timing import timed_budget  # times real steps, so it stands on the training stages
+
+    if recipe.base is None:
+        return timed_budget(recipe, host, notes)
+    first = recipe.sft or recipe.dpo or recipe.grpo
+    keys = ("batch_size", "micro_batch_size", "optimizer", "precision")
+    stage = recipe.pretrain.model_copy(update={key: getattr(first, key) for key in keys} if first else {})
+    model = recipe.model.model_copy(update={"context": min(recipe.model.context, ROW_TOKENS)})
+    found = budget(recipe.model_copy(update={"pretrain": stage, "model": model}), host, notes)
+    return {
+        **found,
+        "tokens": 0,
+        "tokens_per_parameter": 0.0,
+        "tokens_note": f"imported from {recipe.base}: nothing is pretrained here",
+        "flops": 0.0,
+        "seconds": 0.0,
+        "memory_fits": found["memory_fits"] or first is None,
+        "config": {**found["config"], "context": recipe.model.context},
+    }
 
 
 def plan(ctx: Context, key: str) -> dict[str, Any]:
     """Count, measure, estimate; plan.json. The resolved recipe was written when the run began."""
-    found = budget(ctx.recipe, ctx.host, ctx.notes)
+    found = planned(ctx.recipe, ctx.host, ctx.notes)
     write_json(ctx.folder("plan") / "plan.json", found)
     if not found["memory_fits"]:
         ctx.warn(
@@ -43,6 +73,7 @@ def plan(ctx: Context, key: str) -> dict[str, Any]:
 
 
 def _texts(ctx: Context, stage: str) -> Iterator[str]:
+    assert ctx.recipe.data is not None
     with ctx.reporter.bar(stage, None, unit="documents") as bar:
         documents = read_sources(ctx.recipe.data.sources, ctx.recipe.seed, ctx.base, lambda _: None)
         for n, document in enumerate(documents):
@@ -65,9 +96,45 @@ def tokenizer(ctx: Context, key: str) -> dict[str, Any]:
     return {**found, "hash": made.hash, "template_hash": made.template_hash}
 
 
+def imported_tokenizer(ctx: Context, key: str) -> dict[str, Any]:
+    """The checkpoint's tokenizer, its tokenizer.json byte for byte, with its names and its template spelled out."""
+    assert ctx.checkpoint is not None
+    made, brought = open_tokenizer(ctx.checkpoint)
+    if not brought:
+        ctx.warn(
+            f"{ctx.checkpoint.folder} has no chat template: it is a base model, or the template lies elsewhere. Chats "
+            "get a plain one of groundup's own (User:, Assistant:, and the end of text after each answer)"
+        )
+    elif isinstance(made, ForeignTokenizer) and not made.closes_turns:
+        ctx.warn("the chat template writes no special token after an answer: fine-tuning cannot teach where to stop")
+    found = measure(made, ADVERSARIAL)
+    if found["special_injection"]:
+        raise CheckFailed(f"tokenizer: {found['special_injection']} special tokens came out of plain text")
+    made.save(ctx.folder("tokenizer"))
+    names = {name: made.decode([i], skip_specials=False) for name, i in (("eos", made.eos), ("end", made.end))}
+    names |= {"bos": made.decode([made.bos], skip_specials=False)} if made.bos is not None else {}
+    template = "the checkpoint's" if brought else "groundup's plain one"
+    return {**found, **names, "template": template, "hash": made.hash, "template_hash": made.template_hash}
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, bool]:
+    """(the checkpoint's tokenizer, whether its template came with it). Errors: UserError when it is not the model's."""
+    folder, rows = checkpoint.there(), checkpoint.config.vocab_size
+    made, brought = from_checkpoint(folder)
+    special = set(made.all_special_ids)
+    beyond = [i for i in range(rows, made.vocab_size) if i not in special or i in (made.bos, made.eos, made.end)]
+    if beyond:
+        raise UserError(
+            f"{folder}: the tokenizer's ids reach {max(beyond)}, the model has {rows} embeddings: is it this model's "
+            "tokenizer?"
+        )
+    return made, brought
+
+
 def data(ctx: Context, key: str) -> dict[str, Any]:
     """Read, deduplicate, split, encode and write the shards; refuse what cannot fill a batch."""
     recipe = ctx.recipe
+    assert recipe.data is not None
     made = ctx.tokenizer()
     with ctx.reporter.bar("data", None, unit="documents") as bar:
         metrics = prepare_data(
@@ -79,15 +146,24 @@ def data(ctx: Context, key: str) -> dict[str, Any]:
             on_progress=lambda documents, tokens: bar.update(documents, f"{tokens:,} tokens"),
             on_warning=ctx.warn,
         )
+    if recipe.base is not None:  # the text only measures
+        return metrics
     shard = Shard(ctx.folder("data") / "train.bin", made.hash)
     check_enough(shard, recipe.model.context, int(recipe.pretrain.batch_size))
     return metrics
 
 
 def subject_of(ctx: Context) -> Subject:
-    """What the checks look at: the recipe, and the run's own tokenizer and shards where it has made them."""
+    """What the checks look at: the recipe, and the run's own tokenizer and shards where it has made them.
+
+    With a base they look at groundup's own: the checks are about the code that trains this arrangement, and know its
+    specials. What was imported is measured when it is.
+    """
     from groundup.verify.subject import Subject
 
+    if ctx.recipe.base is not None:
+        corpus = DataSection(sources=[Source(builtin="town")])
+        return Subject(ctx.recipe.model_copy(update={"data": corpus}))
     return Subject.of_run(ctx.recipe, ctx.run)
 
 

@@ -20,8 +20,9 @@ from groundup.model.storage import save_model
 from groundup.model.transformer import Transformer
 from groundup.plan.resolve import model_config
 from groundup.recipe.schema import ChatSource, TrainSection
-from groundup.record.files import atomic_write, read_json
-from groundup.stages.base import Context, hashes
+from groundup.record.files import atomic_folder, atomic_write, read_json, write_json
+from groundup.stages.base import Context, hashes, model_before
+from groundup.stages.prepare import ROW_TOKENS
 from groundup.tokenizer.chat import render_many
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.loop import Job, train
@@ -71,6 +72,19 @@ def pretrain(ctx: Context, key: str) -> dict[str, Any]:
     return {**metrics, "epochs": round(source.epoch(int(section.steps)), 3)}
 
 
+def imported(ctx: Context, key: str) -> dict[str, Any]:
+    """The checkpoint's weights instead of training: copied under groundup's names, whole or not at all."""
+    from groundup.model.interchange.hf_import import import_hf
+
+    assert ctx.checkpoint is not None
+    source, tokenizer = ctx.checkpoint.there(), ctx.tokenizer()
+    with atomic_folder(ctx.folder("pretrain") / "model") as out:
+        made = import_hf(source, out)
+        extra = {**hashes(tokenizer), "stage": "pretrain", "key": key}
+        write_json(out / "config.json", {"model": model_config(ctx.recipe).to_dict(), **extra})
+    return {**made, "imported_from": ctx.checkpoint.given}
+
+
 def sft(ctx: Context, key: str) -> dict[str, Any]:
     """Supervised fine-tuning: conversations, answers only are scored, packed without leakage."""
     section, tokenizer = ctx.recipe.sft, ctx.tokenizer()
@@ -78,15 +92,17 @@ def sft(ctx: Context, key: str) -> dict[str, Any]:
     model = ctx.load("pretrain", tokenizer)
     chats = formats.conversations(section.sources, ctx.seed("sft"), ctx.base)
     held, rest = hold_out(chats, lambda chat: json.dumps(chat))
+    rendered, context = render_many(tokenizer, rest), ctx.recipe.model.context
+    if ctx.recipe.base is not None:  # rows as long as the chats need: an imported context is longer than memory
+        context = min(context, max(ROW_TOKENS, max((len(chat.ids) for chat in rendered), default=0)))
     source = PackedChats(
-        render_many(tokenizer, rest),
-        ctx.recipe.model.context,
+        rendered,
+        context,
         section.batch_size,
         int(section.micro_batch_size),
         tokenizer.eos,
         ctx.seed("sft"),
     )
-    context = ctx.recipe.model.context
     checked = render_many(tokenizer, held)
     too_long = source.too_long + sum(len(c.ids) - 1 > context for c in checked)
     if too_long:
@@ -118,7 +134,7 @@ def dpo(ctx: Context, key: str) -> dict[str, Any]:
     """Direct preference optimisation against the SFT model, on pairs given or made from its own samples."""
     section, tokenizer = ctx.recipe.dpo, ctx.tokenizer()
     assert section is not None
-    model = ctx.load("sft", tokenizer)
+    model = ctx.load(model_before(ctx.recipe, "dpo"), tokenizer)
     made: dict[str, Any] = {}
     if section.pairs == "given":
         pairs = formats.pairs(section.sources, ctx.seed("dpo"), ctx.base)
@@ -167,7 +183,7 @@ def grpo(ctx: Context, key: str) -> dict[str, Any]:
     """Group relative policy optimisation on verifiable problems; held-out accuracy beside the reward."""
     section, tokenizer = ctx.recipe.grpo, ctx.tokenizer()
     assert section is not None
-    model = ctx.load("dpo" if ctx.recipe.dpo else "sft", tokenizer)
+    model = ctx.load(model_before(ctx.recipe, "grpo"), tokenizer)
     given = judgeable(section.sources, ctx.seed("grpo"), ctx.base)
     fitting = _with_room(ctx, "grpo", given, tokenizer, section.max_new_tokens)
     held, rest = hold_out(fitting, lambda p: json.dumps([p.prompt, p.answer]))
@@ -311,6 +327,6 @@ def _write_samples(path: Path, model: Transformer, tokenizer: Tokenizer, prompts
     rows = [row for row in old if row["step"] < step]
     engine = Engine(model, tokenizer, device=str(model.embed.weight.device))
     params = SamplingParams(max_new_tokens=64, temperature=0.8, seed=step, stop_ids=(tokenizer.eos,))
-    made = engine.generate([[tokenizer.bos, *tokenizer.encode(p)] for p in prompts], params)
+    made = engine.generate([[*tokenizer.prefix, *tokenizer.encode(p)] for p in prompts], params)
     rows += [{"step": step, "prompt": p, "text": c.text} for p, c in zip(prompts, made, strict=True)]
     atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -3,6 +3,8 @@
 The template never sees what people wrote. It is rendered with a placeholder for each content, the result is
 cut at the placeholders, and only the template's own pieces may hold special tokens; contents are encoded as
 plain text. So no user can forge a turn, and training, chat, serving and export give the same ids.
+
+Templates that others wrote do more than groundup's own; turns.py renders them.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from groundup.errors import UserError, did_you_mean, problems
+from groundup.tokenizer import turns
+from groundup.tokenizer.foreign import ForeignTokenizer
+from groundup.tokenizer.template import compiled
 from groundup.tokenizer.tokenizer import BOS, CHAT_TEMPLATE, EOS, SPECIALS, Tokenizer, text_problem
 
 __all__ = ["CHAT_TEMPLATE", "ROLES", "Message", "Rendered", "check_messages", "render", "render_many"]
@@ -31,7 +34,7 @@ _PLACEHOLDER = re.compile("\x00content-([0-9]+)\x00")  # no template holds NUL, 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """`ids` (T,) and `mask` (T,): True on what the assistant must produce, its content and <|end|>."""
+    """`ids` (T,) and `mask` (T,): True on what the assistant must produce, its content and what ends its turn."""
 
     ids: list[int]
     mask: list[bool]
@@ -40,10 +43,13 @@ class Rendered:
 def render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
     """Ids of one conversation: BOS (<|role|> content <|end|>)* and, to be continued, <|assistant|>.
 
-    render(first k messages) is a prefix of render(all): a cache can be kept from turn to turn.
+    render(first k messages) is a prefix of render(all): a cache can be kept from turn to turn. Both are said of
+    groundup's own template; under another's the ids are those of transformers.
     Raises UserError naming every bad message.
     """
     problems("conversation", check_messages(messages))
+    if isinstance(tokenizer, ForeignTokenizer):
+        return Rendered(*turns.render(tokenizer, messages, add_generation_prompt))
     contents = [tokenizer.encode(message["content"]) for message in messages]
     return _assemble(tokenizer, messages, contents, add_generation_prompt)
 
@@ -54,6 +60,8 @@ def render_many(
     """`render` for many conversations; the contents are encoded in one batch."""
     found = [f"conversation {n}, {p}" for n, c in enumerate(conversations) for p in check_messages(c)]
     problems("conversations", found[:20] + ([f"... and {len(found) - 20} more"] if len(found) > 20 else []))
+    if isinstance(tokenizer, ForeignTokenizer):
+        return [Rendered(*turns.render(tokenizer, c, add_generation_prompt)) for c in conversations]
     contents = iter(tokenizer.encode_batch([m["content"] for c in conversations for m in c]))
     return [_assemble(tokenizer, c, [next(contents) for _ in c], add_generation_prompt) for c in conversations]
 
@@ -119,7 +127,7 @@ def _pieces(template: str, roles: tuple[str, ...], add_generation_prompt: bool) 
     """
     messages = [{"role": role, "content": f"\x00content-{n}\x00"} for n, role in enumerate(roles)]
     try:
-        text = _compile(template).render(
+        text = compiled(template).render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=BOS,
@@ -144,18 +152,3 @@ def _pieces(template: str, roles: tuple[str, ...], add_generation_prompt: bool) 
         elif part:
             pieces.append(part)
     return tuple(pieces)
-
-
-@lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-    """Compiled with the environment transformers uses: sandboxed, blocks trimmed, `raise_exception` known."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.globals["raise_exception"] = _raise
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"chat template, line {error.lineno}: {error.message}") from error
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -4,6 +4,8 @@ Two promises, both measured by `audit`:
 - bytes of decode(encode(x)) == bytes of x for every valid Unicode string: there is no normaliser, and nothing
   is inserted (no leading space, no BOS). Whoever wants a BOS puts it there, once (see chat.py and data/).
 - text can never become a special token. Special ids only come from `special_id` and from chat.py's template.
+
+Tokenizers that others trained are in foreign.py; `Tokenizer.load` opens both.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ class Tokenizer:
 
     `tokenizer_json` is kept as the very text that is on disk, so `hash` equals `sha256sum tokenizer.json`.
     Safe to share between threads (nothing is toggled after construction) and to pickle.
+
+    prefix   ids that stand before every text: [bos]; what others trained may put nothing there
+    start    the id that stands before an empty text: bos, or eos where there is none
     """
 
     def __init__(self, tokenizer_json: str, chat_template: str = CHAT_TEMPLATE) -> None:
@@ -70,6 +75,7 @@ class Tokenizer:
         self.user, self.assistant = self.special_ids[USER], self.special_ids[ASSISTANT]
         self.system, self.end = self.special_ids[SYSTEM], self.special_ids[END]
         self.vocab_size: int = self.backend.get_vocab_size()
+        self.prefix, self.start = [self.bos], self.bos
 
     # ---- text -> ids ----
 
@@ -148,7 +154,7 @@ class Tokenizer:
         """sha256 of the chat template's text; a model trained with another template is refused."""
         return hashlib.sha256(self.chat_template.encode()).hexdigest()
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Through __init__, because the pickled backend forgets encode_special_tokens.
         return Tokenizer, (self.json, self.chat_template)
 
@@ -174,15 +180,14 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Open a folder written by `save` (or saved again by transformers). UserError when it is not one."""
+        from groundup.tokenizer.foreign import ForeignTokenizer, is_own  # which is built on this class
+
         folder = Path(folder)
-        text = _read(folder / "tokenizer.json")
-        config = _read_config(folder / "tokenizer_config.json")
-        jinja = folder / "chat_template.jinja"  # transformers 5 saves the template here, and prefers it
-        template = _read(jinja) if jinja.exists() else config.get("chat_template")
-        if not isinstance(template, str):
+        text, config, template = read_folder(folder)
+        if template is None:
             raise UserError(f"{folder}: no chat template (tokenizer_config.json has no chat_template text)")
         try:
-            return cls(text, template)
+            return cls(text, template) if is_own(text) else ForeignTokenizer(text, template, config)
         except UserError as error:
             raise UserError(f"{folder}/{error}") from error
         except Exception as error:  # the library raises bare Exception for every kind of damage
@@ -190,6 +195,19 @@ class Tokenizer:
 
 
 _MEND = "train the tokenizer again, or restore the file"
+
+
+def read_folder(folder: Path, config_needed: bool = True) -> tuple[str, dict[str, Any], str | None]:
+    """(text of tokenizer.json, tokenizer_config.json, the chat template or None)."""
+    text = _read(folder / "tokenizer.json")
+    path, jinja = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = _read_config(path) if config_needed or path.exists() else {}
+    # transformers 5 saves the template in a file of its own, and prefers it
+    template = _read(jinja) if jinja.exists() else config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return text, config, template if isinstance(template, str) else None
 
 
 def _read(path: Path) -> str:
@@ -243,6 +261,12 @@ _ALPHABET = _byte_level_alphabet()
 def byte_level_bytes(token: str) -> bytes:
     """Bytes of a byte-level BPE token (Radford et al. 2019), e.g. "Ġthe" -> b" the"."""
     return bytes(_ALPHABET[c] for c in token)
+
+
+def byte_level_text(text: str) -> list[str]:
+    """The inverse: a text's bytes, each as its printable stand-in."""
+    stand_in = {byte: c for c, byte in _ALPHABET.items()}
+    return [stand_in[byte] for byte in text.encode()]
 
 
 def byte_fallback_bytes(token: str) -> bytes:
