@@ -222,7 +222,7 @@ def test_windows_without_layer_types(preset: str, changes: dict[str, Any]) -> No
 
 
 def test_what_is_written_for_versions_without_layer_types() -> None:
-    """Bug: vLLM or an older transformers reads max_window_layers or sliding_window_pattern, and windows other layers."""
+    """Bug: who reads max_window_layers or sliding_window_pattern instead gets windows in other layers."""
     gemma = {"block": "sandwich", "norm_offset": True, "mlp": "geglu_tanh", "embed_scale": 32**0.5}
     for shape in (
         {"window": 6, "window_pattern": "GLL"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 
 from groundup.recipe.load import parse_recipe
 from groundup.verify.subject import Subject
+
+sys.path.append(str(Path(__file__).parents[1] / "model"))  # model_shapes: one variant for every choice
 
 TOWN = {"sources": [{"builtin": "town"}]}
 

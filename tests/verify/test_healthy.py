@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from model_shapes import GPT2, VARIANTS
 
+from groundup.recipe.load import PRESETS, load_recipe
 from groundup.verify.check import REGISTRY
 from groundup.verify.run import run_checks
 from groundup.verify.subject import Subject
@@ -14,29 +16,27 @@ from groundup.verify.subject import Subject
 # Each differs from the base (RoPE, RMSNorm, SwiGLU, GQA 4/2, QK-norm, tied, Muon, wsd) where it says so.
 ARRANGEMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "base": {},
-    "llama": {"model": {"qk_norm": False, "tied": False}, "pretrain": {"optimizer": "adamw", "schedule": "cosine"}},
-    "gpt2": {
-        "model": {
-            "norm": "layernorm",
-            "position": "learned",
-            "mlp": "gelu",
-            "qk_norm": False,
-            "bias": True,
-            "n_kv_heads": 4,
-        },
-        "pretrain": {"optimizer": "adamw", "schedule": "linear"},
-    },
-    "multi-query": {
+    "llama": {"model": {"qk_norm": "none", "tied": False}, "pretrain": {"optimizer": "adamw", "schedule": "cosine"}},
+    "gpt2": {"model": {**GPT2, "bias": list(GPT2["bias"])}, "pretrain": {"optimizer": "adamw", "schedule": "linear"}},
+    "multi-query, bf16": {
         "model": {"n_kv_heads": 1, "tied": False},
-        "pretrain": {"schedule": "constant", "weight_decay": 0.0},
+        "pretrain": {"schedule": "constant", "weight_decay": 0.0, "precision": "bf16"},
     },
-    "learned-positions": {"model": {"position": "learned", "n_kv_heads": 4}, "pretrain": {"precision": "bf16"}},
-    "layernorm-bias": {
-        "model": {"norm": "layernorm", "qk_norm": False, "bias": True, "mlp": "gelu", "rope_base": 500000.0}
-    },
-    "dropout": {"model": {"dropout": 0.1}},
+    "zero-out, dropout": {"model": {"zero_out": True, "init": "depth", "dropout": 0.1}},
+    "he, learned positions": {"model": {"init": "he", "position": "learned", "norm": "layernorm", "bias": ["norm"]}},
+    "mup, adamw": {"model": {"init": "mup", "mup_width": 16}, "pretrain": {"optimizer": "adamw"}},
 }
+# Of the variants, those that between them have every part; `full` runs everything on all of them.
+COVERING = (
+    "sandwich, caps, windows (gemma 2)",
+    "experts, loss-free, sigmoid, shared (deepseek 3)",
+    "experts, plain",
+    "latent, low-rank queries, windows, sinks",
+    "dynamic scaling",
+    "alibi with cap and sinks",
+)
 LANGUAGE = {"tokenizer", "data"}  # stages that do not look at the model
+MODEL_FREE = {"samples-follow-the-distribution", "rewards-judge-rightly", "stop-strings-cut-cleanly"}
 
 
 def assert_passes(results: list[Any]) -> None:
@@ -44,15 +44,70 @@ def assert_passes(results: list[Any]) -> None:
     assert not failed, failed
 
 
+def checks_of(*stages: str) -> list[str]:
+    """Ids of what looks at the model, of these stages or all."""
+    found = [c for c in REGISTRY.values() if c.stage not in LANGUAGE and c.id not in MODEL_FREE]
+    return [c.id for c in found if not stages or c.stage in stages]
+
+
+def variant(name: str) -> dict[str, Any]:
+    given = VARIANTS[name]
+    return {**given, "bias": list(given["bias"])} if "bias" in given else given
+
+
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_arrangement_passes(name: str, subject: Callable[..., Subject]) -> None:
     """A bound that only fits one arrangement would stop healthy runs of the others."""
-    ids = [c.id for c in REGISTRY.values() if c.stage not in LANGUAGE]
-    results = run_checks(subject(**ARRANGEMENTS[name]), only=ids)
-    assert_passes(results)
-    skipped = {r.id for r in results if r.skipped is not None}
-    if name == "base":  # a check that is never run passes for ever
-        assert not skipped
+    assert_passes(run_checks(subject(**ARRANGEMENTS[name]), only=checks_of()))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_passes_the_models_checks(name: str, subject: Callable[..., Subject]) -> None:
+    """Every choice that a recipe has, through every check of the model."""
+    assert_passes(run_checks(subject(model=variant(name)), only=checks_of("model")))
+
+
+@pytest.mark.parametrize("name", COVERING)
+def test_variant_trains_and_decodes_soundly(name: str, subject: Callable[..., Subject]) -> None:
+    """The same, through steps, resumption, sampling and tuning."""
+    assert_passes(run_checks(subject(model=variant(name)), only=checks_of("train", "chat", "infer", "tune")))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_passes_everything(name: str, optimizer: str, subject: Callable[..., Subject]) -> None:
+    """Every variant, every check that looks at the model, both optimizers."""
+    assert_passes(run_checks(subject(model=variant(name), pretrain={"optimizer": optimizer}), only=checks_of()))
+
+
+def test_presets_pass_the_models_checks() -> None:
+    """The recipes that are shipped; those whose micro models are alike, once."""
+    alike: dict[str, Subject] = {}
+    for path in sorted(PRESETS.glob("*.yaml")):
+        one = Subject(load_recipe(path))
+        assert one.micro.problems() == [], path.stem
+        alike.setdefault(repr(one.micro), one)
+    assert len(alike) > 10
+    for one in alike.values():
+        results = run_checks(one, only=checks_of("model"))
+        failed = [
+            f"{one.recipe.name}: {r.id} {r.measured} {r.direction} {r.bound}; {r.note}" for r in results if r.failed
+        ]
+        assert not failed, failed
+
+
+def test_every_check_applies_somewhere(subject: Callable[..., Subject]) -> None:
+    """A check that raises NotApplicable for every recipe would never be noticed."""
+    base = {r.id for r in run_checks(subject(), only=checks_of("model")) if r.skipped is None}
+    found = set(base)
+    for name in VARIANTS:
+        left = [i for i in checks_of("model") if i not in found]
+        found |= (
+            {r.id for r in run_checks(subject(model=variant(name)), only=left) if r.skipped is None} if left else set()
+        )
+    assert set(checks_of("model")) - found == {"zero-out-starts-as-identity"}  # no variant; an arrangement above
+    assert len(base) > 20
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from model_shapes import VARIANTS
 
 from groundup.data.shard import ShardSet, write_shard
+from groundup.plan.resolve import SEARCH_ONLY
 from groundup.record.rundir import RunDir
 from groundup.record.stage import StageRecord
 from groundup.verify.corpus import MICRO_CORPUS
+from groundup.verify.micro import CAP, shortened
 from groundup.verify.run import run_checks
 from groundup.verify.subject import Subject
 
@@ -27,21 +31,81 @@ def test_micro_model_keeps_the_group(heads: int, kv_heads: int, group: int, subj
     assert micro.problems() == []
 
 
-def test_micro_model_keeps_the_variants(subject: Callable[..., Subject]) -> None:
-    """A variant that falls back to its default would never be checked."""
-    given = {
-        "norm": "layernorm",
-        "norm_eps": 1e-3,
-        "position": "learned",
-        "mlp": "gelu",
-        "qk_norm": False,
-        "tied": False,
-        "bias": True,
-        "dropout": 0.25,
-        "rope_base": 123.0,
+# What a micro model is given its own numbers for. Everything else is carried as the recipe has it.
+SIZES = {"d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "context", "vocab_size"}
+SHRUNK = {"window", "moe", "latent", "rope_scaling", "score_dim", "mup_width", "relative_buckets", "relative_distance"}
+SHRUNK |= {"attention_softcap", "logit_softcap"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_micro_model_keeps_every_choice(name: str, subject: Callable[..., Subject]) -> None:
+    """A choice that falls back to its default would never be checked; one that is added later, neither."""
+    given = subject(model=VARIANTS[name]).recipe.model.model_dump(exclude=set(SEARCH_ONLY))
+    micro = subject(model=VARIANTS[name]).micro
+    assert micro.problems() == []
+    for field, value in given.items():
+        found = getattr(micro, field)
+        if field in SHRUNK:
+            assert (found in (None, 0)) == (value in (None, 0)), field
+        elif field not in SIZES:
+            assert found == (tuple(value) if isinstance(value, list) else value), field
+    if micro.moe is not None:
+        rest = {k: v for k, v in given["moe"].items() if k not in ("n_experts", "top_k", "d_expert", "n_shared")}
+        assert {k: getattr(micro.moe, k) for k in rest} == rest and micro.moe.top_k < micro.moe.n_experts
+
+
+def test_micro_model_keeps_what_follows_from_sizes(subject: Callable[..., Subject]) -> None:
+    """Gemma 3's scales taken over as they are: 34 times a micro embedding drowns everything that blocks add."""
+    gemma = {
+        "d_model": 1152,
+        "n_heads": 4,
+        "n_kv_heads": 1,
+        "head_dim": 256,
+        "n_layers": 26,
+        "d_ff": 6912,
+        "context": 32768,
+        "window": 512,
+        "window_pattern": "LLLLLG",
+        "score_dim": 512,
+        "embed_scale": 33.94,
+        "rope_scaling": {"kind": "linear", "factor": 8, "original_context": 4096},
+        "rope_fraction": 0.4,
+        "init": "mup",
+        "mup_width": 288,
+        "logit_softcap": 30.0,
+        "moe": {"n_experts": 128, "top_k": 8, "d_expert": 768, "first_dense": 3},
     }
-    micro = subject(model=given).micro
-    assert {name: getattr(micro, name) for name in given} == given
+    micro = subject(model=gemma).micro
+    assert micro.problems() == []
+    assert micro.embed_scale == pytest.approx(micro.d_model**0.5)
+    assert micro.mup_width / micro.d_model == 288 / 1152 and micro.score_dim == 2 * micro.head_dim
+    assert micro.window_pattern == "LLLLLG" and micro.n_layers == 6 and 2 <= micro.window <= 8
+    assert micro.rope_scaling is not None and micro.rope_scaling.original_context == micro.context // 8
+    assert 0 < micro.rope_dim < micro.head_dim and micro.rope_dim % 2 == 0
+    assert micro.moe is not None and (micro.moe.n_experts, micro.moe.top_k, micro.moe.first_dense) == (6, 3, 1)
+    assert micro.logit_softcap == CAP
+
+
+@pytest.mark.parametrize(
+    ("pattern", "short"),
+    [("LG", "LG"), ("LLLLLG", "LLLLLG"), ("L" * 20 + "G", "LLLLLG"), ("GLLLLLLLLG", "GLLLLG"), ("LG" * 6, "LGLGLG")],
+)
+def test_long_patterns_keep_their_letters_and_order(pattern: str, short: str) -> None:
+    """A pattern cut off before its one global layer is another architecture."""
+    assert shortened(pattern, 6) == short
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_woken_logits_are_of_order_one(name: str, subject: Callable[..., Subject]) -> None:
+    """Logits near 0 hide an error, saturated ones (at a cap, or one-hot) hide it too."""
+    model = subject(model=VARIANTS[name]).build_model()
+    tokens = torch.randint(model.config.vocab_size, (4, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model.logits(model(tokens))
+    size = float(logits.std()) / model.config.output_scale
+    assert 0.4 < size < 2, size
+    if model.config.logit_softcap:
+        assert (logits.abs() > 0.9 * model.config.logit_softcap).float().mean() < 0.01
 
 
 def _with_shards(subject: Callable[..., Subject], folder: Path, damage: bool = False) -> Subject:

@@ -65,12 +65,13 @@ def export_gguf(
     if tokenizer.differences and not inexact_tokenizer:
         problems(
             "llama.cpp would give some text other ids than this tokenizer, and the model would answer worse there "
-            "(inexact_tokenizer=True writes the file all the same)",
+            "(inexact_tokenizer writes the file all the same)",
             tokenizer.differences,
         )
 
     layout = layout_of(config)
-    types = {tensor_name: type_of(tensor_name, part, quant) for tensor_name, part in gguf_tensors(model)}
+    shapes = {tensor_name: tuple(part.shape) for tensor_name, part in gguf_tensors(model)}
+    types = {tensor_name: type_of(tensor_name, shape, quant) for tensor_name, shape in shapes.items()}
     file_type = "ALL_F32" if quant == "f32" else f"MOSTLY_{quant.upper()}"
     metadata = {
         "general.type": "model",
@@ -82,11 +83,11 @@ def export_gguf(
     }
     with atomic_file(out_file) as file, closing(gguf.GGUFWriter(file.name, LAYOUTS[layout].arch)) as writer:
         # The writer opens the temporary file by its name. All names and shapes stand before the data, so the tensors
-        # are gone through twice, and none is held.
+        # are gone through twice, and none of them is held.
         for key, value in metadata.items():
             _add(writer, key, value)
-        for tensor_name, part in gguf_tensors(model):
-            _announce(writer, tensor_name, part, types[tensor_name])
+        for tensor_name, shape in shapes.items():
+            _announce(writer, tensor_name, shape, types[tensor_name])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -96,7 +97,7 @@ def export_gguf(
         "architecture": LAYOUTS[layout].arch,
         "layout": layout,
         "quant": quant,
-        "parameters": sum(part.numel() for _, part in gguf_tensors(model)),
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "bytes": out_file.stat().st_size,
         "types": dict(sorted(Counter(types.values()).items())),
         "fallback": [n for n, kind in types.items() if kind == "F16" and quant in ("q8_0", "q4_0")],
@@ -106,11 +107,11 @@ def export_gguf(
     }
 
 
-def type_of(name: str, tensor: Tensor, quant: str) -> str:
+def type_of(name: str, shape: tuple[int, ...], quant: str) -> str:
     """Type that a tensor gets."""
-    if tensor.ndim == 1 or any(part in name for part in ALWAYS_F32):
+    if len(shape) == 1 or any(part in name for part in ALWAYS_F32):
         return "F32"
-    if quant in ("q8_0", "q4_0") and tensor.shape[-1] % 32:
+    if quant in ("q8_0", "q4_0") and shape[-1] % 32:
         return "F16"
     if quant == "q4_0" and name in ("token_embd.weight", "output.weight"):
         return "Q8_0"
@@ -130,12 +131,12 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _announce(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
+def _announce(writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: str) -> None:
     """Name, shape and type."""
     from gguf import GGMLQuantizationType
     from gguf.quants import quant_shape_to_byte_shape
 
-    stored = quant_shape_to_byte_shape(tuple(tensor.shape), GGMLQuantizationType[kind])  # the last in bytes
+    stored = quant_shape_to_byte_shape(shape, GGMLQuantizationType[kind])  # the last in bytes
     writer.add_tensor_info(name, stored, np.dtype(np.uint8), math.prod(stored), raw_dtype=GGMLQuantizationType[kind])
 
 
