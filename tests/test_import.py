@@ -147,6 +147,22 @@ def test_from_a_checkpoint_and_back(kind: str, checkpoints: dict[str, Path], tmp
         assert "imported from" in (out / "README.md").read_text()
 
 
+def test_half_precision_comes_out_as_it_went_in(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Bug: bf16 weights exported as fp32: the numbers are the same, the files twice as large."""
+    from safetensors.torch import load_file
+
+    source = tmp_path / "half"
+    shutil.copytree(checkpoints["llama3"], source)
+    transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+    imported(source, tmp_path / "runs" / "half")
+    result = groundup("export", tmp_path / "runs" / "half", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    went_in, came_out = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert went_in.keys() == came_out.keys()
+    for name, tensor in came_out.items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, went_in[name]), name
+
+
 def test_rows_beyond_the_tokenizer_are_never_drawn(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Bug: a padded vocabulary (Qwen) gives ids that stand for nothing, and decoding breaks."""
     from groundup.infer.engine import Engine

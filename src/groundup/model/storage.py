@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from groundup.errors import UserError
@@ -44,6 +44,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     model = Transformer(config)
     load_tensors(model, tensors, str(folder))
     return model.to(dtype)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The widest type of a model folder's weights: what an export that loses nothing is written in."""
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a dict
+    return names[found.pop()] if len(found) == 1 and found <= set(names) else torch.float32
 
 
 def load_tensors(model: Transformer, tensors: dict[str, torch.Tensor], where: str) -> None:

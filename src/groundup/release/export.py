@@ -7,7 +7,7 @@ from typing import Any
 
 from groundup.errors import UserError, did_you_mean
 from groundup.model.interchange.hf import export_hf
-from groundup.model.storage import load_model
+from groundup.model.storage import load_model, stored_dtype
 from groundup.record.files import atomic_folder
 from groundup.record.rundir import RunDir
 from groundup.release.card import write_card
@@ -40,7 +40,7 @@ def export_model(
     if (start := run.record("pretrain")) is not None and "imported_from" in start.metrics:
         told["architecture"] = start.metrics["architecture"]  # as it came, where another computes the same
     with atomic_folder(out) as new:  # whole or not at all: a card that is refused leaves nothing behind
-        found = export_hf(load_model(folder), run.stage("tokenizer"), new, **told)
+        found = export_hf(load_model(folder, stored_dtype(folder)), run.stage("tokenizer"), new, **told)
         write_card(run.path, new, library="transformers", model=name)
     return {"stage": name, "out": str(out), **found}
 
