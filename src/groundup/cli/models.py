@@ -216,7 +216,7 @@ def export(
     run: RunArg,
     out: Annotated[Path, typer.Option(help="folder to write (hf), or file (gguf)")],
     to: Annotated[str, typer.Option(help="hf: a folder that transformers opens; gguf: a file for llama.cpp")] = "hf",
-    quant: Annotated[str | None, typer.Option(help="gguf: f32, f16, q8_0, ...; default: f16")] = None,
+    quant: Annotated[str | None, typer.Option(help="gguf: f32, f16, bf16, q8_0 or q4_0; default: f16")] = None,
     stage: StageOpt = None,
     runs: RunsOpt = RUNS,
     as_json: JsonOpt = False,
@@ -227,4 +227,9 @@ def export(
     pipeline = open_run(run, runs)
     name, folder = pick(pipeline, stage)
     found = export_model(pipeline.ctx.run, name, folder, pipeline.ctx.tokenizer(), to, out, quant)
-    print_json(found) if as_json else typer.echo(f"wrote {name} to {out} ({found['architecture']})")
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"wrote {name} to {out} ({found['architecture']})")
+    for note in found.get("notes", []):
+        typer.echo(f"note: {note}", err=True)

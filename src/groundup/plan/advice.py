@@ -161,11 +161,13 @@ def evaluation_schedule(recipe: Recipe, found: dict[str, Any]) -> dict[str, Any]
 
 
 def export_plan(recipe: Recipe) -> dict[str, Any]:
-    """Which fields stand in the way of a Hugging Face export: known now, not after the training."""
+    """Which fields stand in the way of an export to Hugging Face or GGUF: known now, not after the training."""
+    from groundup.model.interchange.gguf_layout import gguf_obstacles
     from groundup.model.interchange.hf import hf_obstacles
 
-    obstacles = hf_obstacles(model_config(recipe))
-    return {"hugging_face": not obstacles, "obstacles": obstacles}
+    config = model_config(recipe)
+    obstacles, gguf = hf_obstacles(config), gguf_obstacles(config)
+    return {"hugging_face": not obstacles, "obstacles": obstacles, "gguf": not gguf, "gguf_obstacles": gguf}
 
 
 def card_skeleton(recipe: Recipe, found: dict[str, Any]) -> dict[str, Any]:

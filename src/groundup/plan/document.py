@@ -80,18 +80,17 @@ def _architecture(p: dict[str, Any]) -> list[str | list[str] | Table]:
     parameters, config = p["parameters"], p["config"]
     rows = [(name, f"{n:,}", f"{n / parameters['total']:.1%}") for name, n in parameters.items()]
     shape = [(name, _word(value)) for name, value in config.items() if value is not None]
-    obstacles = p["export"]["obstacles"]
-    export: str | list[str] = (
-        "Exports to Hugging Face: yes."
-        if not obstacles
-        else ["Does not export to Hugging Face as it is. In the way:", *obstacles]
-    )
     return [
         f"**{parameters['total']:,} parameters**, of which a token uses {parameters['active']:,}.",
         Table(("part", "parameters", "share"), rows),
         Table(("field", "value"), shape),
-        export,
+        _export("Hugging Face", p["export"]["obstacles"]),
+        _export("GGUF", p["export"]["gguf_obstacles"]),
     ]
+
+
+def _export(to: str, obstacles: list[str]) -> str | list[str]:
+    return [f"Does not export to {to} as it is. In the way:", *obstacles] if obstacles else f"Exports to {to}: yes."
 
 
 def _compute(p: dict[str, Any]) -> list[str | list[str] | Table]:

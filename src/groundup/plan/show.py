@@ -46,8 +46,9 @@ def show(plan: dict[str, Any]) -> None:
         table.add_row(f"  on {row['devices']:,}", clock + row["limit"])
     if plan.get("does_not_fit"):
         table.add_row("does not fit", plan["does_not_fit"])
-    if plan["export"]["obstacles"]:
-        table.add_row("export to Hugging Face", "in the way: " + "; ".join(plan["export"]["obstacles"]))
+    for to, obstacles in (("Hugging Face", plan["export"]["obstacles"]), ("GGUF", plan["export"]["gguf_obstacles"])):
+        if obstacles:
+            table.add_row(f"export to {to}", "in the way: " + "; ".join(obstacles))
     console.print(table)
     if not plan["resolved"]:
         return

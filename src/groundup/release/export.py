@@ -27,7 +27,7 @@ def export_model(
     if to not in FORMATS:
         raise UserError(f'cannot export to "{to}"{did_you_mean(to, FORMATS)}')
     if to == "gguf":
-        return {"stage": name, "out": str(out), **_gguf(run, name, folder, out, quant or "f16")}
+        return {"stage": name, "out": str(out), **_gguf(run, name, folder, tokenizer, out, quant or "f16")}
     if quant is not None:
         raise UserError("--quant goes with --to gguf; a Hugging Face folder keeps the weights as they are")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -45,7 +45,7 @@ def export_model(
     return {"stage": name, "out": str(out), **found}
 
 
-def _gguf(run: RunDir, name: str, folder: Path, out: Path, quant: str) -> dict[str, Any]:
+def _gguf(run: RunDir, name: str, folder: Path, tokenizer: Tokenizer, out: Path, quant: str) -> dict[str, Any]:
     from groundup.model.interchange.gguf import export_gguf
 
     if out.suffix != ".gguf":
@@ -53,7 +53,11 @@ def _gguf(run: RunDir, name: str, folder: Path, out: Path, quant: str) -> dict[s
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {}
+    if isinstance(tokenizer, ForeignTokenizer):  # what closes a turn stands in its template, not in a name of ours
+        told["tokens"] = {"bos": tokenizer.bos, "eos": tokenizer.eos, "end": tokenizer.end}
+    title = f"{run.path.name}-{name}"
     found: dict[str, Any] = export_gguf(
-        load_model(folder), run.stage("tokenizer"), out, quant=quant, name=f"{run.path.name}-{name}"
+        load_model(folder), run.stage("tokenizer"), out, quant=quant, name=title, **told
     )
     return found

@@ -26,7 +26,7 @@ def split_pattern(split_digits: bool) -> str:
     """Regex of the pieces that BPE never merges across: words, numbers, punctuation, white space.
 
     GPT-4's pattern in the form Llama 3 (three digits) and Qwen 2 (single digits) use, kept to the letter so
-    that GGUF's `llama-bpe` and `qwen2` pre-tokenizers cut text as it was cut in training.
+    that GGUF's `dbrx` and `qwen2` pre-tokenizers cut text as it was cut in training.
     """
     digits = r"\p{N}" if split_digits else r"\p{N}{1,3}"
     return (

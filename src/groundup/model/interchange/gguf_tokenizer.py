@@ -67,6 +67,8 @@ def gguf_tokenizer(folder: Path, vocab_size: int, tokens: dict[str, int | None] 
         for token in content["added_tokens"]
         if token.get("lstrip") or token.get("rstrip")
     ]
+    if spare := types.count(UNUSED):
+        found.notes.append(f"{spare} rows of the model have no token: llama.cpp can draw them, groundup never does")
     found.fields = {
         **found.fields,
         "tokenizer.ggml.tokens": texts,
