@@ -509,7 +509,13 @@ def test_export_refuses(micro_run: Path, tmp_path: Path) -> None:
             "export", micro_run, "--out", tmp_path / name, says=[f"{name} exists and is not an empty folder", "--out"]
         )
     refused(
-        "export", micro_run, "--out", tmp_path / "new", "--to", "onnx", says=['cannot export to "onnx" (one of: gguf, hf)']
+        "export",
+        micro_run,
+        "--out",
+        tmp_path / "new",
+        "--to",
+        "onnx",
+        says=['cannot export to "onnx" (one of: gguf, hf)'],
     )
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
 

@@ -158,12 +158,15 @@ def test_the_evaluation_schedule() -> None:
     assert short["benchmarks"] == ["town-facts"] and len(short["criteria"]) >= 5
 
 
-def test_what_stands_in_the_way_of_an_export_is_said_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_the_way_of_an_export_is_said_now() -> None:
     """Bug: an architecture that no tool opens is trained for a month first."""
-    monkeypatch.setattr("groundup.model.interchange.hf.hf_obstacles", lambda config: ["sinks is true, X has none"])
-    found = plan(MICRO)
-    assert found["export"] == {"hugging_face": False, "obstacles": ["sinks is true, X has none"]}
-    assert "sinks is true, X has none" in markdown(found) and "sinks is true" in page(found)
+    free = plan(MICRO)["export"]
+    assert free == {"hugging_face": True, "obstacles": [], "gguf": True, "gguf_obstacles": []}
+    found = plan(MICRO, "--set", "model.sinks=true")
+    for obstacles in (found["export"]["obstacles"], found["export"]["gguf_obstacles"]):
+        assert len(obstacles) == 1 and "sinks" in obstacles[0]
+        assert obstacles[0] in markdown(found)
+    assert "sinks" in page(found)
 
 
 def test_wrong_options() -> None:

@@ -114,7 +114,6 @@ def test_matmul_rate_is_a_rate() -> None:
     assert 1e8 < rate < 1e14
 
 
-
 # ---- presets ----
 
 

@@ -15,8 +15,10 @@ from typer.core import TyperGroup
 from groundup import __version__
 from groundup.errors import CheckFailed, Interrupted, UserError
 
-
-ORDER = "new design plan ladder import run status verify eval compare sample chat serve export card report".split()
+ORDER = [
+    *("new", "design", "plan", "ladder", "import", "run", "status", "verify", "eval", "compare", "sample"),
+    *("chat", "serve", "export", "card", "report"),
+]
 
 
 class Commands(TyperGroup):
@@ -24,7 +26,7 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of the work, not of the alphabet."""
-        return sorted(super().list_commands(ctx), key=lambda name: (ORDER + [name]).index(name))
+        return sorted(super().list_commands(ctx), key=lambda name: [*ORDER, name].index(name))
 
     def invoke(self, ctx: Any) -> Any:
         try:

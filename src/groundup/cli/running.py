@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def new(
     name: Annotated[str, typer.Argument(help="name of the recipe; writes NAME.yaml")],
     params: Annotated[str | None, typer.Option(help="size of the model, such as 1M; dimensions become auto")] = None,
-    source: Annotated[
-        str, typer.Option("--from", help="preset to start from: town, wikipedia, gpt2, ...")
-    ] = "town",
+    source: Annotated[str, typer.Option("--from", help="preset to start from: town, wikipedia, gpt2, ...")] = "town",
 ) -> None:
     """Write an annotated recipe."""
     from groundup.recipe.new import recipe_text
