@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from groundup.console import Reporter
 from groundup.model.batch import IGNORE, Batch
 from groundup.model.config import ModelConfig
+from groundup.model.linear import PackedLinear
 from groundup.model.transformer import Transformer
 from groundup.recipe.schema import TrainSection
 from groundup.train import loop
 from groundup.train.loop import Job, Meter
-from groundup.train.objective import BatchSource, Objective
+from groundup.train.objective import BatchSource, Loss, Objective
 from groundup.train.optim import Optimizers
 from groundup.verify.subject import Subject
 
@@ -31,8 +32,19 @@ def tolerance(config: ModelConfig, scale: float) -> float:
     Each block rounds about 7 times (2 norms, 4 matmuls, softmax), and embedding, last norm and head twice more. One
     rounding of a k-term sum is off by about eps sqrt(k) of its size, k being at most the widest dimension here.
     """
-    k = max(config.d_model, config.d_ff, config.n_heads * config.head_dim, config.context)
+    k = max(config.d_model, config.d_ff, config.n_heads * config.qk_dim, config.context)
     return EPS * (7 * config.n_layers + 2) * k**0.5 * scale
+
+
+def differing(config: ModelConfig, a: Tensor, b: Tensor) -> Tensor:
+    """Where two results are not the same, bool: bit for bit where nothing that reaches them was computed otherwise.
+
+    With experts that is up to rounding (`tolerance`): how many tokens of the batch an expert was sent decides how its
+    matmul is cut, and so the last bits of the others.
+    """
+    if config.moe is None:
+        return a != b
+    return ~((a - b).abs() <= tolerance(config, largest(b)))
 
 
 def largest(difference: Tensor) -> float:
@@ -77,6 +89,53 @@ def rows_of(batch: Batch, start: int, stop: int) -> Batch:
     part = slice(start, stop)
     extra = {name: tensor[part] for name, tensor in batch.extra.items()}
     return Batch(batch.tokens[part], batch.targets[part], batch.documents[part], batch.positions[part], extra)
+
+
+def pieces(model: Transformer, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """A parameter's tensor (or its gradient) as what it is made of: q, k, v; gate, up; one expert after another."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    experts = list(tensor) if tensor.ndim == 3 else [tensor]
+    if isinstance(owner, PackedLinear):
+        sizes: tuple[int, ...] = owner.sizes
+    else:
+        packed = tensor.ndim == 3 and name.endswith("gate_up")
+        rows = experts[0].shape[0] if experts[0].ndim else 1
+        sizes = (rows // 2, rows // 2) if packed else (rows,)
+    parts = [part for expert in experts for part in expert.split(sizes)]
+    return [(name, parts[0])] if len(parts) == 1 else [(f"{name}[{n}]", part) for n, part in enumerate(parts)]
+
+
+def matrices(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """(name, matrix) of everything that is one: embeddings and head, and each piece of what is packed or stacked."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            yield from pieces(model, name, parameter)
+
+
+@dataclass
+class Call:
+    """One call of a module: what went in, and what came out."""
+
+    inputs: tuple[Any, ...]
+    output: Tensor
+
+
+def calls(model: Transformer, part: str, tokens: Tensor, **given: Any) -> list[Call]:
+    """What each layer's `part` (attention, mlp, or "" for the block) took and gave in one forward pass, in order."""
+    found: list[Call] = []
+    modules = [block.get_submodule(part) for block in model.blocks]
+    hooks = [m.register_forward_hook(lambda _, inputs, output: found.append(Call(inputs, output))) for m in modules]
+    with torch.no_grad():
+        model(tokens, **given)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def packed_row(*lengths: int, rows: int = 2) -> dict[str, Tensor]:
+    """Documents of these lengths, one after the other, in each row."""
+    documents = torch.cat([torch.full((n,), d) for d, n in enumerate(lengths)]).expand(rows, -1)
+    return {"documents": documents.int(), "positions": torch.cat([torch.arange(n) for n in lengths]).expand(rows, -1)}
 
 
 def logits_of(model: Transformer, tokens: Tensor, **given: Any) -> Tensor:
@@ -179,7 +238,10 @@ def one_step(
 def recorded_gradient(subject: Subject, model: Transformer, parts: list[Batch], **changes: Any) -> tuple[Tensor, float]:
     """(gradient the optimizer would have been given, loss that would have been logged) of one step over `parts`."""
     recorder = Recorder(model)
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     row = one_step(subject, model, parts, recorder, **changes)
+    for name, buffer in model.named_buffers():  # experts' biases move at the end of a step
+        buffer.copy_(kept[name])
     return recorder.flat(), row["loss"]
 
 
@@ -237,3 +299,19 @@ def _optimizer_state(checkpoint: Path) -> dict[str, Tensor]:
 def real_optimizers(subject: Subject, model: Transformer, **changes: Any) -> Optimizers:
     """The recipe's optimizers on a micro model."""
     return Optimizers(model, subject.section(**changes))
+
+
+def poisoned(subject: Subject, kind: str) -> Objective:
+    """The subject's objective, its `loss` NaN, or its `gradient` NaN with a finite loss, or in `overflow`."""
+
+    def objective(model: Transformer, batch: Batch) -> Loss:
+        loss = subject.objective(model, batch)
+        first = next(model.parameters()).flatten()[0]
+        if kind == "loss":
+            return Loss(loss.total * float("nan"), loss.weight)
+        if kind == "overflow":
+            return Loss(loss.total + first * 1e30 * 1e30, loss.weight)
+        # The loss stays finite, the gradient does not: d sqrt(x) / dx at 0, times 0.
+        return Loss(loss.total + 0 * torch.sqrt(first - first.detach()), loss.weight)
+
+    return objective

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from groundup.data import prepare
 from groundup.data.shard import Shard, ShardSet
 from groundup.infer.engine import Engine
@@ -28,9 +26,9 @@ from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import objective
 from groundup.train.objective import Objective
 from groundup.verify.corpus import MICRO_CORPUS, write_corpus
+from groundup.verify.micro import micro_config, wake
 
-MICRO_VOCAB = 97  # a prime: a dimension taken for another one does not fit by accident
-MICRO_CONTEXT = 64
+CHAT_CONTEXT = 512
 
 
 class Subject:
@@ -57,7 +55,7 @@ class Subject:
         if config is None and not recipe.unresolved():
             config = resolve.model_config(recipe)
         self.config = config
-        self.micro = micro_config(recipe, config)
+        self.micro = micro_config(recipe.model, config)
         self.real_tokenizer, self.real_shards = tokenizer, shards
 
     @classmethod
@@ -80,7 +78,11 @@ class Subject:
 
     def chat_model(self, seed: int = 0, **changes: Any) -> Transformer:
         """A micro model with the tokenizer's vocabulary and room for the sample conversations."""
-        return self.build_model(seed, **{"vocab_size": self.tokenizer.vocab_size, "context": 512, **changes})
+        room: dict[str, Any] = {"vocab_size": self.tokenizer.vocab_size, "context": CHAT_CONTEXT}
+        scaling = self.micro.rope_scaling
+        if scaling is not None and scaling.kind == "dynamic":  # no cache is exact where it stretches: see micro.py
+            room["rope_scaling"] = replace(scaling, original_context=CHAT_CONTEXT // 2)
+        return self.build_model(seed, **{**room, **changes})
 
     # ---- training ----
 
@@ -136,7 +138,7 @@ class Subject:
         section = DataSection(
             sources=[Source(path=str(write_corpus(folder, texts)))],
             validation=validation,
-            **{"deduplicate": self.recipe.data.deduplicate, **changes},
+            **{"deduplicate": self.recipe.data is None or self.recipe.data.deduplicate, **changes},
         )
         prepare.prepare_data(section, self.micro_tokenizer, folder, seed=0)
         return ShardSet(folder, self.micro_tokenizer.hash)
@@ -164,50 +166,3 @@ class Subject:
         """A folder that is gone afterwards."""
         with tempfile.TemporaryDirectory(prefix="groundup-verify-") as folder:
             yield Path(folder)
-
-
-def micro_config(recipe: Recipe, config: ModelConfig | None) -> ModelConfig:
-    """The recipe's arrangement at micro size: same variants, same ratio of query to key/value heads (4 at most)."""
-    m = recipe.model
-    heads, kv_heads = (config.n_heads, config.n_kv_heads) if config else (m.n_heads, m.n_kv_heads)
-    # Heads still at auto: `plan` resolves key/value heads to as many as query heads.
-    group = min(heads // kv_heads, 4) if isinstance(heads, int) and isinstance(kv_heads, int) else 1
-    kv = max(1, 4 // group)
-    return ModelConfig(
-        vocab_size=MICRO_VOCAB,
-        d_model=32,
-        n_layers=2,
-        n_heads=group * kv,
-        n_kv_heads=kv,
-        head_dim=8,
-        d_ff=48,
-        context=MICRO_CONTEXT,
-        norm=m.norm,
-        norm_eps=m.norm_eps,
-        position=m.position,
-        rope_base=m.rope_base,
-        mlp=m.mlp,
-        qk_norm=m.qk_norm,
-        tied=m.tied,
-        bias=m.bias,
-        dropout=m.dropout,
-    )
-
-
-@torch.no_grad()
-def wake(model: Transformer, seed: int) -> Transformer:
-    """Redraw every parameter at a size where each one matters, and switch to eval mode.
-
-    Initial weights hide errors: attention is nearly uniform, biases are 0 and norms 1, so leaving one out changes
-    nothing. Here matrices are N(0, 1/fan-in), norms in [0.5, 1.5], biases N(0, 0.1): all logits are of order 1.
-    """
-    generator = torch.Generator().manual_seed(seed + 1)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim >= 2:
-            parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-        elif name.endswith("bias"):
-            parameter.copy_(0.1 * noise)
-        else:
-            parameter.copy_(1.0 + 0.5 * noise.clamp(-1, 1))
-    return model.eval()

@@ -2,90 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import torch
-import torch.nn.functional as F
 
 from groundup.infer.cache import KVCache
 from groundup.model import count as counting
 from groundup.model import init, storage
-from groundup.model.attention import PackedLinear
 from groundup.model.config import ModelConfig
+from groundup.model.moe import ExpertMLP
 from groundup.model.transformer import Transformer
 from groundup.verify import rig
 from groundup.verify.check import Measurement, check, violations
 from groundup.verify.subject import Subject
-
-INIT_STD = 0.02  # what the documentation of model/init.py promises
-
-
-@check(
-    "init-loss",
-    "identity",
-    "model",
-    bug="The untrained model is already sure of something: weights too large, or never initialised.",
-    remedy="See model/init.py: every matrix N(0, 0.02^2), and init_weights called before training.",
-    reference="ln V is the loss of the uniform distribution; Karpathy 2019, 'A recipe for training neural networks'",
-)
-def init_loss(subject: Subject) -> Measurement:
-    """|mean loss at a position - (ln V + s^2 / 2)|, the worst of 16 positions.
-
-    The last norm gives hidden states of mean square 1, so logits are N(0, s^2) with s^2 = d 0.02^2, and the mean
-    of log sum exp is ln V + s^2 / 2. A target drawn at random has a logit of standard deviation s, so the mean
-    over n rows strays by s / sqrt(n); five of those are met by chance once in a million. The remaining s^2 covers
-    the sample variance of V logits and the tied token's own logit.
-    """
-    model = subject.build_model(awake=False)
-    rows, positions = 256, 16
-    tokens = rig.random_tokens(subject, rows, positions, seed=1)
-    targets = rig.random_tokens(subject, rows, positions, seed=2)
-    logits = rig.logits_of(model.eval(), tokens)
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(rows, positions)
-    s = INIT_STD * subject.micro.d_model**0.5
-    expected = math.log(subject.micro.vocab_size) + s * s / 2
-    measured = losses.double().mean(0)
-    return Measurement(
-        float((measured - expected).abs().max()),
-        5 * s / rows**0.5 + s * s,
-        f"loss {float(measured.mean()):.4f}, ln V {math.log(subject.micro.vocab_size):.4f}",
-    )
-
-
-@check(
-    "residual-stays-level",
-    "identity",
-    "model",
-    bug="Activations grow with depth, so a deep model starts far from where its learning rate was tuned.",
-    remedy="Scale the weights that write into the residual stream by 1/sqrt(2 layers); see model/init.py.",
-    reference="Radford et al. 2019, GPT-2, section 2.3",
-)
-def residual_stays_level(subject: Subject) -> Measurement:
-    """Mean square of the residual stream after 16 fresh blocks over that before the first.
-
-    Each of 2L branches adds to the variance. With s = 0.02, out weights of variance s^2 / 2L, and inputs of mean
-    square 1, the L attention branches add at most L (H hd)(s^2 / 2L)(d s^2) (averaging over values only lowers it),
-    the MLPs likewise at most d_ff (s^2 / 2L) times the square of what reaches them. So the sum does not depend on
-    L; the bound allows twice that for the draw. Without the scaling it is 2L = 32 times as much.
-    """
-    layers, s2 = 16, INIT_STD**2
-    config = replace(subject.micro, n_layers=layers, dropout=0.0)
-    model = init.init_weights(Transformer(config), 0).eval()
-    seen: list[torch.Tensor] = []
-    hooks = [model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
-    hooks.append(model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])))
-    with torch.no_grad():
-        model(rig.random_tokens(subject, 16, 16))
-    for hook in hooks:
-        hook.remove()
-    d = config.d_model
-    before = s2 * (2 if config.position == "learned" else 1)
-    inner = (d * s2) ** 2 if config.mlp == "swiglu" else d * s2
-    added = (config.n_heads * config.head_dim * d * s2 + config.d_ff * inner) * s2 / 2
-    return Measurement(
-        float(seen[1].square().mean() / seen[0].square().mean()), 1 + 2 * added / before, f"{layers} blocks"
-    )
 
 
 @check(
@@ -99,7 +26,8 @@ def residual_stays_level(subject: Subject) -> Measurement:
 def causality(subject: Subject) -> Measurement:
     """Positions whose logits change, in any bit, when only later tokens do; plain rows and packed documents.
 
-    A masked score becomes exp(-inf) = 0 exactly, so equality is of bits, not up to rounding. That the changed
+    A masked score becomes exp(-inf) = 0 exactly, so equality is of bits, not up to rounding (`rig.differing`: but for
+    experts). That the changed
     position itself does change is counted too: otherwise a model deaf to its input would pass.
     """
     model = subject.build_model()
@@ -114,7 +42,7 @@ def causality(subject: Subject) -> Measurement:
             )
             changed[:, cut] = (batch.tokens[:, cut] + 1) % subject.micro.vocab_size
             after = rig.logits_of(model, changed, **given)
-            leaks = (before[:, :cut] != after[:, :cut]).any(-1).any(0)
+            leaks = rig.differing(subject.micro, before[:, :cut], after[:, :cut]).any(-1).any(0)
             found += [f"{name}: position {int(t)} sees token {cut} or later" for t in leaks.nonzero()[:, 0]]
             if bool((before[:, cut] == after[:, cut]).all()):
                 found.append(f"{name}: token {cut} changes nothing")
@@ -140,7 +68,7 @@ def documents_isolated(subject: Subject) -> Measurement:
     changed[:, :10] = (tokens[:, :10] + 1) % subject.micro.vocab_size
     before = rig.logits_of(model, tokens, documents=documents, positions=positions)
     after = rig.logits_of(model, changed, documents=documents, positions=positions)
-    moved = (before != after).any(-1).any(0)
+    moved = rig.differing(subject.micro, before, after).any(-1).any(0)
     found = [f"position {int(t)} sees another document" for t in moved[10:].nonzero()[:, 0]]
     if not bool(moved[:10].all()):
         found.append("document A does not see itself")
@@ -220,7 +148,7 @@ def causality_with_cache(subject: Subject) -> Measurement:
         step = rig.logits_of(model, tokens[:, 6:7], positions=torch.tensor([[6]]), cache=cache)
         kept.append((prefilled, step))
     for name, a, b in zip(("prefill", "decode"), *kept, strict=True):
-        if not torch.equal(a, b):
+        if rig.differing(subject.micro, a, b).any():
             found.append(f"{name} sees slots beyond its position")
     return violations(found, 2)
 
@@ -233,11 +161,14 @@ def causality_with_cache(subject: Subject) -> Measurement:
     remedy="Follow the named parameter through forward(); look for detach, no_grad, or a branch not taken.",
 )
 def every_parameter_gets_gradient(subject: Subject) -> Measurement:
-    """Parameters (and seams of packed projections: q, k, v; gate, up) whose gradient is None or all zero."""
+    """Parameters, by their pieces (q, k, v; gate, up; each expert), whose gradient is None or all zero.
+
+    An expert to which fewer than 8 of the 256 tokens were sent is left out: none of them may be scored, one in eight is
+    not.
+    """
     model = subject.build_model()
     batch = rig.random_batch(subject, rows=8, length=32, seed=10)
     subject.objective(model, batch).total.backward()
-    seams = {id(m.weight): m.sizes for m in model.modules() if isinstance(m, PackedLinear)}
     found, looked = [], 0
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -246,10 +177,16 @@ def every_parameter_gets_gradient(subject: Subject) -> Measurement:
             found.append(f"{name} has none")
             looked += 1
             continue
-        for n, piece in enumerate(parameter.grad.split(seams.get(id(parameter), (parameter.shape[0],)))):
+        pieces = rig.pieces(model, name, parameter.grad)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        for n, (part, piece) in enumerate(pieces):
+            if isinstance(owner, ExpertMLP) and parameter.ndim == 3:
+                expert = n * owner.moe.n_experts // len(pieces)
+                if owner.load[expert] < 8:
+                    continue
             looked += 1
             if not bool(piece.any()):
-                found.append(f"{name}, part {n}, is all zero")
+                found.append(f"{part} is all zero")
     return violations(found, looked)
 
 
@@ -297,7 +234,8 @@ def tied_is_one_storage(subject: Subject) -> Measurement:
 def parameters_counted_on_paper(subject: Subject) -> Measurement:
     """Sum over the parts (embedding, attention, mlp, norm, head) of |counted on paper - held by the built model|.
 
-    For the micro model and, on the meta device, for the recipe's real size. Integers: equality.
+    Also of what one token uses, without the experts it is not sent to. For the micro model and, on the meta device,
+    for the recipe's real size. Integers: equality.
     """
     found, configs = [], {"micro": subject.micro}
     if subject.config is not None:
@@ -309,9 +247,12 @@ def parameters_counted_on_paper(subject: Subject) -> Measurement:
             for part in built
             if paper[part] != built[part]
         ]
-        if paper["total"] != sum(built.values()):
-            found.append(f"{name}: total {paper['total']:,} on paper, {sum(built.values()):,} built")
-    return violations(found, 6 * len(configs))
+        total = sum(built.values())
+        if paper["total"] != total:
+            found.append(f"{name}: total {paper['total']:,} on paper, {total:,} built")
+        if paper["active"] != total - _idle(config):
+            found.append(f"{name}: {paper['active']:,} active on paper, {total - _idle(config):,} built")
+    return violations(found, 7 * len(configs))
 
 
 def _held(config: ModelConfig) -> dict[str, int]:
@@ -322,12 +263,20 @@ def _held(config: ModelConfig) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             part = "norm"
-        elif "embed" in name:
+        elif "embed" in name or name.startswith("relative_bias"):
             part = "embedding"
         else:
             part = next((p for p in ("attention", "mlp") if f".{p}." in name), "head")
         parts[part] += parameter.numel()
     return parts
+
+
+def _idle(config: ModelConfig) -> int:
+    """Elements of the experts that one token is not sent to."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    stacks = [p for name, p in model.named_parameters() if p.ndim == 3 and ".mlp." in name]
+    return sum(p.numel() // p.shape[0] * (p.shape[0] - config.moe.top_k) for p in stacks) if config.moe else 0
 
 
 @check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -146,20 +145,6 @@ def validation_leaves_no_trace(subject: Subject) -> Measurement:
     return violations(found, len(alone.tensors) + 1)
 
 
-def _poison(subject: Subject, kind: str) -> Callable[[Transformer, Batch], Loss]:
-    def objective(model: Transformer, batch: Batch) -> Loss:
-        loss = subject.objective(model, batch)
-        first = next(model.parameters()).flatten()[0]
-        if kind == "loss":
-            return Loss(loss.total * float("nan"), loss.weight)
-        if kind == "overflow":
-            return Loss(loss.total + first * 1e30 * 1e30, loss.weight)
-        # The loss stays finite, the gradient does not: d sqrt(x) / dx at 0, times 0.
-        return Loss(loss.total + 0 * torch.sqrt(first - first.detach()), loss.weight)
-
-    return objective
-
-
 @check(
     "nonfinite-step-changes-nothing",
     "locality",
@@ -178,7 +163,7 @@ def nonfinite_step_changes_nothing(subject: Subject) -> Measurement:
         batch = rig.random_batch(subject, rows=2, length=16, seed=40)
         rig.one_step(subject, model, [batch], optimizers)  # so that there is a state to spoil
         before = {name: t.clone() for name, t in (model.state_dict() | optimizers.tensors()).items()}
-        row = rig.one_step(subject, model, [batch, batch], optimizers, _poison(subject, kind))
+        row = rig.one_step(subject, model, [batch, batch], optimizers, rig.poisoned(subject, kind))
         after = model.state_dict() | optimizers.tensors()
         looked += len(before) + 1
         found += [f"{kind}: {name}" for name, value in before.items() if not torch.equal(value, after[name])]
@@ -198,12 +183,12 @@ def nonfinite_step_changes_nothing(subject: Subject) -> Measurement:
 def endless_nonfinite_stops(subject: Subject) -> Measurement:
     """Steps that a run takes whose every gradient is NaN, max_bad_steps being 3; it must stop with a UserError."""
     taken = 0
-    poisoned = _poison(subject, "gradient")
+    spoiled = rig.poisoned(subject, "gradient")
 
     def objective(model: Transformer, batch: Batch) -> Loss:
         nonlocal taken
         taken += 1
-        return poisoned(model, batch)
+        return spoiled(model, batch)
 
     model = subject.build_model(awake=False)
     with subject.scratch() as folder:

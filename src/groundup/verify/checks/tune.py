@@ -141,7 +141,8 @@ def dpo_raises_the_chosen(subject: Subject) -> Measurement:
     """log p(chosen) - log p(rejected) after a small step down the objective's gradient, less that before; must be > 0.
 
     The rows are found by their decoded answers, not by their place in the batch. The first-order change is the rate
-    times the gradient's square, so it is positive for a small enough step of the right sign.
+    times the gradient's square, so it is positive for a small enough step of the right sign (so small that no token
+    is sent to another expert).
     """
     model, tokenizer = subject.chat_model(dropout=0.0), subject.tokenizer
     batch = pair_batch(subject)
@@ -161,7 +162,7 @@ def dpo_raises_the_chosen(subject: Subject) -> Measurement:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=1e-2 / norm)
+                parameter.sub_(parameter.grad, alpha=1e-3 / norm)
     return Measurement(preference() - before, logprob_tolerance(model, batch), f"from {before:.4f}", ">=")
 
 

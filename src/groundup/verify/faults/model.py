@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from groundup.model import attention, count, init, position, storage, transformer
 from groundup.model.attention import Attention
-from groundup.model.mlp import SwiGLU
+from groundup.model.mlp import GatedMLP
 from groundup.model.transformer import Transformer
 from groundup.verify.fault import fault, swapped
 
@@ -23,9 +23,11 @@ _mask = attention.attention_mask
 def no_causal_mask() -> Iterator[None]:
     """Every position sees the whole row."""
 
-    def wrong(documents: Tensor | None, positions: Tensor, cache: Any) -> Tensor | None:
+    def wrong(documents: Tensor | None, positions: Tensor, cache: Any, window: int = 0) -> Tensor | None:
         t = positions.shape[1]
-        return _mask(documents, positions, cache) if cache is not None else torch.ones(1, 1, t, t, dtype=torch.bool)
+        if cache is not None:
+            return _mask(documents, positions, cache, window)
+        return torch.ones(1, 1, t, t, dtype=torch.bool)
 
     with swapped(transformer, attention_mask=wrong):
         yield
@@ -35,9 +37,9 @@ def no_causal_mask() -> Iterator[None]:
 def mask_off_by_one() -> Iterator[None]:
     """In packed rows each position sees one token too many: the one that it must predict."""
 
-    def wrong(documents: Tensor | None, positions: Tensor, cache: Any) -> Tensor | None:
+    def wrong(documents: Tensor | None, positions: Tensor, cache: Any, window: int = 0) -> Tensor | None:
         if cache is not None or documents is None:
-            return _mask(documents, positions, cache)
+            return _mask(documents, positions, cache, window)
         t = documents.shape[1]
         seen = torch.ones(t, t, dtype=torch.bool).tril(1)
         return ((documents[:, :, None] == documents[:, None, :]) & seen)[:, None]
@@ -49,7 +51,7 @@ def mask_off_by_one() -> Iterator[None]:
 @fault("documents-see-each-other", "documents-isolated")
 def documents_see_each_other() -> Iterator[None]:
     """The mask of packed rows is causal and forgets the documents."""
-    with swapped(transformer, attention_mask=lambda documents, positions, cache: _mask(None, positions, cache)):
+    with swapped(transformer, attention_mask=lambda documents, *more: _mask(None, *more)):
         yield
 
 
@@ -57,8 +59,8 @@ def documents_see_each_other() -> Iterator[None]:
 def stale_slots_visible() -> Iterator[None]:
     """With a cache, a query sees every slot in use: padding, and what an earlier request left."""
 
-    def wrong(documents: Tensor | None, positions: Tensor, cache: Any) -> Tensor | None:
-        right = _mask(documents, positions, cache)
+    def wrong(documents: Tensor | None, positions: Tensor, cache: Any, window: int = 0) -> Tensor | None:
+        right = _mask(documents, positions, cache, window)
         return right if cache is None else torch.ones_like(right)  # type: ignore[arg-type]
 
     with swapped(transformer, attention_mask=wrong):
@@ -141,7 +143,7 @@ def halves_mixed_up() -> Iterator[None]:
         yield
 
 
-@fault("qk-norm-skipped-in-a-layer", "qk-norm-in-every-layer", model={"qk_norm": True, "norm": "rmsnorm"})
+@fault("qk-norm-skipped-in-a-layer", "qk-norm-in-every-layer", model={"qk_norm": "head", "norm": "rmsnorm"})
 def qk_norm_skipped_in_a_layer() -> Iterator[None]:
     """The second layer has norms for queries and keys, and does not divide by them."""
     build = Attention.__init__
@@ -179,8 +181,15 @@ def head_untied_by_loading() -> Iterator[None]:
 
 @fault("weights-ten-times-too-large", "init-loss")
 def weights_ten_times_too_large() -> Iterator[None]:
-    """Initial weights have a standard deviation of 0.2."""
-    with swapped(init, STD=0.2):
+    """Embeddings and head start with a standard deviation of 0.2."""
+    right = init.init_weights
+
+    @torch.no_grad()
+    def wrong(model: Transformer, seed: int) -> Transformer:
+        right(model, seed).embed.weight.mul_(10)
+        return model
+
+    with swapped(init, init_weights=wrong):
         yield
 
 
@@ -225,11 +234,11 @@ def dropout_on_in_eval() -> Iterator[None]:
 def gate_detached() -> Iterator[None]:
     """SwiGLU's gate is taken out of the graph: half of a packed weight never learns."""
 
-    def wrong(self: SwiGLU, x: Tensor) -> Tensor:
+    def wrong(self: GatedMLP, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).split(self.gate_up.sizes, dim=-1)
         return self.down(F.silu(gate).detach() * up)
 
-    with swapped(SwiGLU, forward=wrong):
+    with swapped(GatedMLP, forward=wrong):
         yield
 
 
@@ -241,6 +250,21 @@ def norms_not_counted() -> Iterator[None]:
     def wrong(config: Any) -> dict[str, int]:
         parts = right(config)
         return {**parts, "norm": 0, "total": parts["total"] - parts["norm"]}
+
+    with swapped(count, count=wrong):
+        yield
+
+
+@fault(
+    "idle-experts-counted", "parameters-counted-on-paper", model={"moe": {"n_experts": 4, "top_k": 2, "d_expert": 16}}
+)
+def idle_experts_counted() -> Iterator[None]:
+    """What one token uses is said to be the whole model."""
+    right = count.count
+
+    def wrong(config: Any) -> dict[str, int]:
+        parts = right(config)
+        return {**parts, "active": parts["total"]}
 
     with swapped(count, count=wrong):
         yield
