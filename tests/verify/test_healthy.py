@@ -24,6 +24,10 @@ ARRANGEMENTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "zero-out, dropout": {"model": {"zero_out": True, "init": "depth", "dropout": 0.1}},
     "he, learned positions": {"model": {"init": "he", "position": "learned", "norm": "layernorm", "bias": ["norm"]}},
+    "mup, experts": {
+        "model": {"init": "mup", "mup_width": 16, "moe": {"n_experts": 4, "top_k": 2, "d_expert": 24}},
+        "pretrain": {"optimizer": "adamw"},
+    },
     "mup, adamw": {"model": {"init": "mup", "mup_width": 16}, "pretrain": {"optimizer": "adamw"}},
 }
 # Of the variants, those that between them have every part; `full` runs everything on all of them.

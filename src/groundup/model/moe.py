@@ -5,6 +5,8 @@ Shazeer et al. 2017 (arXiv 1701.06538), Switch (2101.03961), Mixtral (2401.04088
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,16 +78,22 @@ class ExpertMLP(nn.Module):
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.moe.n_experts).tolist()
         copies = rows[:, None].expand(-1, k, -1).reshape(n * k, -1)[order]
-        pieces = [self.expert(e, part) for e, part in enumerate(copies.split(counts)) if len(part)]
+        pieces = [self.expert(part, first, last) for part, first, last in self.shares(copies, counts) if len(part)]
         y = torch.cat(pieces)[order.argsort()].view(n, k, -1)
         return (y * weights[..., None].type_as(y)).sum(1)
 
-    def expert(self, e: int, x: Tensor) -> Tensor:
+    def shares(self, copies: Tensor, counts: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(tokens, first matrix, last matrix) of each expert. Unbound once: indexing a stack expert by expert would
+        make the backward pass allocate a gradient of the whole stack for each of them."""
+        first = self.gate_up if self.gated else self.up
+        yield from zip(copies.split(counts), first.unbind(), self.down.unbind(), strict=True)
+
+    def expert(self, x: Tensor, first: Tensor, last: Tensor) -> Tensor:
         """x (n, D) -> (n, D)"""
         if self.gated:
-            gate, up = F.linear(x, self.gate_up[e]).chunk(2, dim=-1)
-            return F.linear(self.activation(gate) * up, self.down[e])
-        return F.linear(self.activation(F.linear(x, self.up[e])), self.down[e])
+            gate, up = F.linear(x, first).chunk(2, dim=-1)
+            return F.linear(self.activation(gate) * up, last)
+        return F.linear(self.activation(F.linear(x, first)), last)
 
     def observe(self, logits: Tensor, scores: Tensor, chosen: Tensor) -> None:
         """Count who was chosen, and keep the router's losses for `Transformer.router_loss`.

@@ -18,14 +18,15 @@ from groundup.recipe.schema import TrainSection
 def roles(model: Transformer) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Every trainable parameter in exactly one role: matrix (inside blocks), embedding, vector (norms, biases).
 
-    A router goes with the embeddings: each of its rows stands for one expert, as theirs do for one token.
+    A router is a role of its own: its rows stand for experts, as a head's do for tokens.
     """
-    out: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "vector": []}
+    out: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "vector": [], "router": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        inside = "matrix" if name.startswith("blocks.") and not name.endswith("router.weight") else "embedding"
-        out["vector" if parameter.ndim < 2 else inside].append((name, parameter))
+        inside = "matrix" if name.startswith("blocks.") else "embedding"
+        kind = "router" if name.endswith("router.weight") else "vector" if parameter.ndim < 2 else inside
+        out[kind].append((name, parameter))
     return out
 
 
@@ -101,10 +102,11 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def matrix_share(config: ModelConfig) -> float:
-    """Adam's rate of the matrices inside blocks over the section's: mup_width / d_model under muP.
+    """Adam's rate of matrices and routers over the section's: mup_width / d_model under muP.
 
-    Yang et al. 2022, arXiv 2203.03466, table 8: hidden weights 1 / fan_in, embeddings, head and vectors 1. Muon needs
-    none of it: its update has the same spectral norm at every width.
+    Yang et al. 2022, arXiv 2203.03466, table 8: hidden weights 1 / fan_in, embeddings, head and vectors 1; a router is
+    an output layer without the multiplier that the logits have. Muon's matrices need none of it: their update has
+    the same spectral norm at every width.
     """
     return config.mup_width / config.d_model if config.init == "mup" else 1.0
 
@@ -120,15 +122,19 @@ class Optimizers:
         rate = float(section.learning_rate)
         # Decay on matrices alone: norms and biases must be free to move, and embedding rows that a batch does
         # not touch would only shrink.
-        groups: list[dict[str, Any]] = [{"params": embeddings + vectors, "weight_decay": 0.0}]
+        routers, share = [p for _, p in role["router"]], matrix_share(model.config)
+        groups: list[dict[str, Any]] = [
+            {"params": embeddings + vectors, "weight_decay": 0.0},
+            {"params": routers, "weight_decay": 0.0, "share": share},
+        ]
         self.all: list[tuple[str, torch.optim.Optimizer, float]] = []
         if section.optimizer == "muon":
             muon_rate = float(section.muon_learning_rate)
             muon = Muon(matrices, muon_rate, weight_decay=section.weight_decay, seams=seams_of(model))
             self.all.append(("muon", muon, muon_rate))
         else:
-            decay, share = section.weight_decay, matrix_share(model.config)
-            groups.append({"params": matrices, "weight_decay": decay, "share": share})
+            # Decay acts at rate x decay: divided by the share, it is as strong at every width (as muP's authors do).
+            groups.append({"params": matrices, "weight_decay": section.weight_decay / share, "share": share})
         groups = [g for g in groups if g["params"]]
         adamw = torch.optim.AdamW(groups, lr=rate, betas=section.betas, eps=1e-8, fused=True)
         self.all.append(("adamw", adamw, rate))

@@ -11,16 +11,10 @@ import torch.nn.functional as F
 
 from groundup.errors import UserError
 from groundup.model.batch import IGNORE, Batch
-from groundup.model.config import ModelConfig
 from groundup.train import optim, schedule
 from groundup.verify import rig
 from groundup.verify.check import Measurement, NotApplicable, check, violations
 from groundup.verify.subject import Subject
-
-
-def width_share(config: ModelConfig) -> float:
-    """Adam's rate of a hidden matrix over the section's: 1 / width under muP (Yang et al. 2022, table 8)."""
-    return config.mup_width / config.d_model if config.init == "mup" else 1.0
 
 
 def gradient_tolerance(subject: Subject) -> float:
@@ -242,8 +236,8 @@ def decay_on_matrices_alone(subject: Subject) -> Measurement:
     """Largest |p after / p before - expected| over all numbers, after a step whose gradients are exactly 0.
 
     Then nothing but decay acts: expected is 1 - rate decay for matrices inside blocks (experts' too, routers not), and
-    exactly 1 elsewhere. Under muP Adam's rate of those matrices is mup_width / d_model of the section's. One product
-    in fp32: eps.
+    exactly 1 elsewhere; under muP as well, where Adam's rate of those matrices shrinks with the width and their decay
+    grows with it. One product in fp32: eps.
     """
     model = subject.build_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -252,10 +246,7 @@ def decay_on_matrices_alone(subject: Subject) -> Measurement:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizers.step(1.0)
-    if subject.recipe.pretrain.optimizer == "muon":
-        rate = rates["muon_learning_rate"]
-    else:
-        rate = rates["learning_rate"] * width_share(subject.micro)
+    rate = rates["muon_learning_rate" if subject.recipe.pretrain.optimizer == "muon" else "learning_rate"]
     worst, name_of_worst = 0.0, ""
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and name.startswith("blocks.") and ".router." not in name

@@ -12,10 +12,14 @@ from groundup.model.config import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.verify import rig
 from groundup.verify.check import Measurement, NotApplicable, check
-from groundup.verify.checks.train import width_share
 from groundup.verify.subject import Subject
 
 WIDER, STEPS = 4, 4
+
+
+def width_share(config: ModelConfig) -> float:
+    """Adam's rate of a hidden matrix or router over the section's: 1 / width under muP (Yang et al. 2022, table 8)."""
+    return config.mup_width / config.d_model if config.init == "mup" else 1.0
 
 
 def _needs(subject: Subject) -> None:
@@ -62,9 +66,9 @@ def mup_rates_by_width(subject: Subject) -> Measurement:
         for name, parameter in model.named_parameters():
             router = ".router." in name
             matrix = name.startswith("blocks.") and parameter.ndim >= 2 and not router
-            if router or (matrix and muon):
+            if matrix and muon:
                 continue
-            step = rate * (width_share(model.config) if matrix else 1.0)
+            step = rate * (width_share(model.config) if matrix or router else 1.0)
             off = float((before[name] - parameter.detach()).double().abs().mean() / step - 1)
             bound = max(bound, 1e-6 + rig.EPS * rig.largest(before[name]) / step)
             if abs(off) > worst:

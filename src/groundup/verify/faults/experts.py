@@ -102,7 +102,7 @@ def results_left_in_sorted_order() -> Iterator[None]:
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.moe.n_experts).tolist()
         copies = rows[:, None].expand(-1, k, -1).reshape(n * k, -1)[order]
-        y = torch.cat([self.expert(e, part) for e, part in enumerate(copies.split(counts)) if len(part)])
+        y = torch.cat([self.expert(*share) for share in self.shares(copies, counts) if len(share[0])])
         return (y.view(n, k, -1) * weights[..., None]).sum(1)
 
     with swapped(ExpertMLP, run_experts=wrong):
