@@ -48,7 +48,7 @@ def test_the_last_window_is_padded_apart(make_shard: MakeShard) -> None:
     batch = cut(shard, np.array([1]), 7)
     assert batch.tokens[0, :3].tolist() == [6, 7, 1]
     assert batch.targets[0].tolist() == [7, 1, -100, -100, -100, -100, -100]
-    assert batch.documents[0].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert batch.documents[0].tolist() == [0, 0, 0, -1, -1, -1, -1]
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 7, 8, 64, 5000])

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from infer_models import build
 
 from groundup.errors import UserError
 from groundup.infer.engine import Engine, SamplingParams
@@ -33,6 +34,15 @@ def test_scores_are_the_sum_of_the_tokens_whatever_the_batch(model: Transformer,
     expected = [reference(model, *pair) for pair in pairs]
     assert [s.logprob for s in Engine(model, tokenizer).score(pairs)] == pytest.approx(expected, abs=1e-3)
     assert [s.logprob for s in score(model, pairs, tokens_per_pass=1)] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_row_scores_as_alone_where_the_length_decides(tokenizer: Tokenizer) -> None:
+    """Bug: dynamic RoPE takes the longest row of a batch, padding and all, for the length of each."""
+    scaling = {"kind": "dynamic", "factor": 4.0, "original_context": 12}
+    model = build(tokenizer.vocab_size, rope_scaling=scaling)
+    pairs = [(list(range(20, 20 + n)), [7, 8, 9]) for n in (5, 14, 30)]
+    alone = [score(model, [pair])[0].logprob for pair in pairs]
+    assert [s.logprob for s in score(model, pairs)] == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_string_is_the_sum_of_its_parts(model: Transformer, tokenizer: Tokenizer) -> None:

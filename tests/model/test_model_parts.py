@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_shapes import build, config, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from groundup.model.attention import attend, attention_mask
 from groundup.model.block import BLOCKS
@@ -21,8 +22,10 @@ from groundup.model.moe import ExpertMLP
 from groundup.model.position import (
     SCALED,
     alibi_slopes,
+    dynamic_angles,
     relative_buckets,
     rope_rates,
+    rope_table,
     rotate,
     sinusoids,
 )
@@ -156,6 +159,27 @@ def test_dynamic_scaling_changes_nothing_up_to_the_original_context() -> None:
         packed = model(ids, documents=documents, positions=positions)
         assert torch.allclose(packed[:, :10], model(ids[:, :10]), atol=1e-4)
         assert torch.allclose(packed[:, 10:], model(ids[:, 10:]), atol=1e-4)
+
+
+def test_dynamic_angles_need_no_square_of_the_length() -> None:
+    """Bug: lengths found by comparing each place with each: 8 bytes a pair, 130 GB for a text of 128k tokens."""
+    shape = config(context=600, rope_scaling={"kind": "dynamic", "factor": 2.0, "original_context": 16})
+    documents = (torch.arange(600)[None] // 200 - 1).repeat(2, 1)
+    positions = torch.arange(600)[None] % 200
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max(largest, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Watch():
+        found = dynamic_angles(shape, documents, positions)
+    assert largest <= 2 * 2 * 600 * shape.rope_dim < 600 * 600
+    rates, _ = rope_rates(8, 500.0, shape.rope_scaling, 200)
+    assert torch.equal(found, rope_table(200, rates).repeat(1, 3, 1)[:, None].expand(-1, 2, -1, -1))
 
 
 def test_partial_rotation_turns_the_first_dimensions_and_leaves_the_rest() -> None:
@@ -352,6 +376,45 @@ def test_router_losses_are_read_once_and_only_with_gradients() -> None:
     )  # three layers of 0.01
     assert model.router_loss() is None
     assert build().router_loss() is None and build().end_step(True) is None
+
+
+@pytest.mark.parametrize("balance", ["loss", "bias"])
+def test_padding_does_not_enter_the_balance(balance: str) -> None:
+    """Bug: padding, one token over and over, fills the same few experts, and the router steers real text off them."""
+    moe = {"n_experts": 5, "top_k": 2, "d_expert": 12, "balance": balance, "z_weight": 0.01, "first_dense": 1}
+    model, ids = build(moe=moe), tokens(2, 12)
+    documents, positions = torch.zeros(2, 12, dtype=torch.int32), torch.arange(12)[None]
+
+    def balanced(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        model.zero_grad()
+        model(given[0], documents=given[1], positions=given[2])
+        loss = model.router_loss()
+        assert loss is not None
+        loss.backward()
+        layers = [b.mlp for b in model.blocks[1:]]
+        found = [loss.detach(), *(m.load.clone() for m in layers), *(m.router.weight.grad.clone() for m in layers)]
+        model.end_step(False)
+        return tuple(found)
+
+    padded = F.pad(ids, (0, 9), value=7), F.pad(documents, (0, 9), value=-1), torch.arange(21)[None]
+    plain, found = balanced(ids, documents, positions), balanced(*padded)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(plain, found, strict=True))
+    counted = balanced(padded[0], padded[1].clamp(min=0), padded[2])
+    assert not torch.equal(counted[1], plain[1])  # without the sign it counts
+    with torch.no_grad():
+        model.blocks[1].mlp(draw(1, 3, 32))  # and no mark is left behind for a call of another size
+    model(padded[0], documents=torch.full_like(padded[1], -1))
+    assert model.router_loss() is None
+
+
+def test_a_router_that_wants_no_expert_gives_numbers() -> None:
+    """Bug: all sigmoids 0 in fp32, divided by their sum: NaN in the output, and in every weight after the step."""
+    layer = experts(score="sigmoid")
+    with torch.no_grad():
+        layer.router.weight.fill_(-100.0)
+    y = layer(draw(1, 4, 32).abs().requires_grad_())
+    (y.sum() + layer.pending).backward()  # type: ignore[operator]
+    assert not y.any() and all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
 def test_latent_attention_keeps_only_the_latent() -> None:

@@ -12,6 +12,8 @@ from model_shapes import ODD_SHAPES, SHAPES, VARIANTS, build, config, tokens
 
 from groundup.errors import UserError
 from groundup.infer.cache import KVCache
+from groundup.infer.decode import Decoder, Request
+from groundup.infer.sample import SamplingParams
 from groundup.model.attention import Attention
 from groundup.model.config import ModelConfig
 from groundup.model.count import count
@@ -296,6 +298,48 @@ def test_every_parameter_gets_a_gradient(shape: str) -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+@every_shape
+def test_a_cast_reaches_the_weights_alone(shape: str, tmp_path: Any) -> None:
+    """Bug: angles, loads and balance biases in bf16: 1024 tokens counted as 1000, biases that stop at 0.5."""
+    model, tables = build(**ALL[shape]), dict(build(**ALL[shape]).named_buffers())
+    save_model(tmp_path / "m", model, {})
+    for cast in (model.to(torch.bfloat16), load_model(tmp_path / "m", torch.bfloat16), build(**ALL[shape]).half()):
+        assert all(p.dtype in (torch.bfloat16, torch.float16) for p in cast.parameters())
+        assert all(torch.equal(b, tables[name]) and b.dtype == torch.float32 for name, b in cast.named_buffers())
+        assert (cast.head.weight is cast.embed.weight) == cast.config.tied
+        assert logits(cast, tokens(2, 9)).isfinite().all()
+
+
+@every_shape
+def test_tables_are_made_where_the_weights_are(shape: str) -> None:
+    """Bug: init_weights after to_empty(device="cuda") leaves angles and loads on the CPU: the first step fails."""
+    model = build(**ALL[shape]).to("meta")
+    model.reset_buffers()
+    assert all(b.is_meta for b in model.buffers())
+
+
+def test_a_row_decodes_as_alone_where_the_length_decides() -> None:
+    """Bug: with dynamic scaling a short prompt is filled in with the base of the longest prompt beside it."""
+    model = build(context=64, rope_scaling={"kind": "dynamic", "factor": 4.0, "original_context": 16})
+    short, long = tokens(1, 10, 1)[0].tolist(), tokens(1, 40, 2)[0].tolist()
+
+    class Words:
+        vocab_size = 300
+
+        def decode(self, ids: list[int]) -> str:
+            return ""
+
+    def logprobs(*prompts: list[int]) -> list[float]:
+        decoder = Decoder(model, Words(), torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+        decoder.add([Request(i, p, SamplingParams(max_new_tokens=5, temperature=0)) for i, p in enumerate(prompts)])
+        found = {}
+        while decoder.n_alive:
+            found |= dict(decoder.step())
+        return found[0].logprobs
+
+    assert logprobs(short, long) == pytest.approx(logprobs(short), abs=1e-5)
+
+
 def test_dropout_is_off_in_eval_and_on_in_training() -> None:
     """Bug: a dropout that nothing reads, or that also runs in evaluation."""
     model, ids = build(dropout=0.5), tokens(2, 10)
@@ -310,6 +354,9 @@ def test_impossible_shapes_are_told_with_the_nearest_that_work() -> None:
         Transformer(config(n_kv_heads=3))
     with pytest.raises(UserError, match="unknown field heads"):
         ModelConfig.from_dict({**config().to_dict(), "heads": 3})
+    for wrong in (None, 3, "qkv"):
+        with pytest.raises(UserError, match=r"bias must be a list of some of qkv, out, up.* \(got "):
+            Transformer(ModelConfig.from_dict({**config().to_dict(), "bias": wrong}))
     (message,) = check_heads(100, 3)
     assert "100/2" in message and "99/3" in message and "102/3" in message
     assert check_heads(99, 3) == []

@@ -50,11 +50,11 @@ def cut(shard: Documents, windows: NDArray[np.int64], context: int) -> Batch:
     for row, (start, a, b) in enumerate(zip(first[:, 0], low, high, strict=True)):
         begins[row, bounds[a:b] - start] = True
     padding = place >= total
-    begins |= place == total  # padding is a document of its own
+    begins |= place == total
 
     inside = begins[:, :-1].copy()
     inside[:, 0] = True  # a document that began before the window starts anew at its edge
-    documents = np.cumsum(inside, axis=1) - 1
+    documents = np.where(padding[:, :-1], -1, np.cumsum(inside, axis=1) - 1)
     column = np.arange(context)
     positions = column - np.maximum.accumulate(np.where(inside, column, 0), axis=1)
     targets = np.where(begins[:, 1:] | padding[:, 1:], IGNORE, ids[:, 1:])

@@ -113,7 +113,10 @@ class Decoder:
             chunk = [unique.pop() for _ in range(min(len(unique), max(1, PREFILL_TOKENS // width)))]
             cache = KVCache(self.model.config, len(chunk), width, self.dtype, self.device)
             padded = self._long([[*p, *[0] * (width - len(p))] for p in chunk])
-            self.model(padded, positions=torch.arange(width, device=self.device)[None], cache=cache)
+            places_in_row = torch.arange(width, device=self.device)[None]
+            # Padding is no part of the text: dynamic RoPE would else take the longest row's length for each.
+            documents = -(places_in_row >= self._long([len(p) for p in chunk])[:, None]).long()
+            self.model(padded, documents=documents, positions=places_in_row, cache=cache)
             for source, known in enumerate(chunk):
                 self.cache.fill(places[known], cache, source)
 

@@ -32,7 +32,8 @@ def score(
     an empty context (give <|begin_of_text|>: the first token must be predicted from something) and for a
     continuation longer than the model's context.
 
-    Rows are sorted by length and padded on the right, where causality keeps padding out of every score.
+    Rows are sorted by length and padded on the right, where causality keeps padding out of every score; dynamic RoPE,
+    which scales a row by its length, is told what is padding.
     """
     context = model.config.context
     found = [f"pair {i}: the context is empty: begin with <|begin_of_text|>" for i, (c, _) in enumerate(pairs) if not c]
@@ -65,7 +66,9 @@ def _score_rows(model: Transformer, rows: list[list[int]], lengths: list[int]) -
         tokens[r, : len(row) - 1] = torch.tensor(row[:-1])
         scored[r, len(row) - 1 - n : len(row) - 1] = True
     targets = torch.tensor([token for row, n in zip(rows, lengths, strict=True) for token in row[-n:]], device=device)
-    hidden = model(tokens.to(device))[scored.to(device)]  # row by row, as `targets` is laid out
+    hidden = model(tokens.to(device), documents=_padding(model, rows, width))[
+        scored.to(device)
+    ]  # laid out as `targets`
     logits = model.logits(hidden)
     logprobs = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
     greedy = logits.argmax(-1) == targets
@@ -73,3 +76,12 @@ def _score_rows(model: Transformer, rows: list[list[int]], lengths: list[int]) -
         Score(float(p.double().sum()), bool(g.all()))
         for p, g in zip(logprobs.split(lengths), greedy.split(lengths), strict=True)
     ]
+
+
+def _padding(model: Transformer, rows: list[list[int]], width: int) -> torch.Tensor | None:
+    """(B, T): -1 for padding, 0 for text; None where nobody asks, since a mask costs the causal kernel."""
+    scaling = model.config.rope_scaling
+    if scaling is None or scaling.kind != "dynamic":
+        return None
+    inputs = torch.tensor([len(row) - 1 for row in rows])[:, None]
+    return -(torch.arange(width)[None] >= inputs).long().to(model.embed.weight.device)

@@ -16,7 +16,7 @@ class Batch:
 
     tokens     (B, T) int64   input ids
     targets    (B, T) int64   the id to predict AT each place (already shifted), -100 = not scored
-    documents  (B, T) int32   which document of the row a token belongs to; attention never crosses
+    documents  (B, T) int32   which document of the row a token belongs to; attention never crosses. Negative: padding
     positions  (B, T) int64   place inside the document
     extra      tensors that an objective needs besides (rewards, reference log-probs), rows first
     """

@@ -125,7 +125,8 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, dict):
                 object.__setattr__(self, name, _build(kind, value, f"model config, {name}"))
-        object.__setattr__(self, "bias", tuple(self.bias))
+        if isinstance(self.bias, list):
+            object.__setattr__(self, "bias", tuple(self.bias))
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "bias": list(self.bias)}

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from groundup.model.config import ModelConfig
 from groundup.model.mlp import ACTIVATIONS, make_mlp
 
+TINY = 1e-20  # sigmoid scores may all be 0 in fp32: 0 / 0 would be NaN (DeepSeek-V3's code adds the same)
+
 
 class ExpertMLP(nn.Module):
     """y = sum over the chosen experts e of weight_e * expert_e(x), plus the shared experts.
@@ -42,8 +44,9 @@ class ExpertMLP(nn.Module):
 
     def reset_buffers(self) -> None:
         """What is not stored: tokens each expert took in this optimizer step, and a loss not yet collected."""
-        self.register_buffer("load", torch.zeros(self.moe.n_experts), persistent=False)
+        self.register_buffer("load", torch.zeros(self.moe.n_experts, device=self.down.device), persistent=False)
         self.pending: Tensor | None = None
+        self.real: Tensor | None = None  # (N,) bool, set for one forward pass: rows that are no padding; None = all
 
     # Which tokens go where depends on the data: a compiler would build a graph for every split.
     @torch.compiler.disable
@@ -66,7 +69,7 @@ class ExpertMLP(nn.Module):
         chosen = choice.topk(self.moe.top_k, dim=-1).indices
         weights = scores.gather(-1, chosen)
         if self.moe.normalise:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = weights / (weights.sum(-1, keepdim=True) + TINY)
         if torch.is_grad_enabled():  # not by training mode: DPO trains in eval mode, where dropout is off
             self.observe(logits, scores, chosen)
         return chosen, weights * self.moe.scale
@@ -100,13 +103,18 @@ class ExpertMLP(nn.Module):
 
         Balance (Switch, equation 4): E sum_e f_e P_e, f the share of choices, P the mean probability; 1 when even.
         z (ST-MoE, arXiv 2202.08906, equation 5): mean of logsumexp(logits)^2.
+        Padding is left out: it is one token over and over, and all of it goes to the same few experts.
         """
         moe = self.moe
+        if self.real is not None:
+            logits, scores, chosen = logits[self.real], scores[self.real], chosen[self.real]
+            if not len(chosen):
+                return
         counts = torch.bincount(chosen.flatten(), minlength=moe.n_experts).to(scores.dtype)
         self.load += counts
         loss = torch.zeros((), device=scores.device)
         if moe.balance == "loss":
-            probability = (scores / scores.sum(-1, keepdim=True)).mean(0)
+            probability = (scores / (scores.sum(-1, keepdim=True) + TINY)).mean(0)
             loss = loss + moe.balance_weight * moe.n_experts * (counts / counts.sum() * probability).sum()
         if moe.z_weight:
             loss = loss + moe.z_weight * torch.logsumexp(logits, dim=-1).square().mean()

@@ -85,9 +85,11 @@ def dynamic_angles(config: ModelConfig, documents: Tensor | None, positions: Ten
     """
     if documents is None:
         lengths = positions.amax(1, keepdim=True).expand_as(positions) + 1
-    else:
-        same = documents[:, :, None] == documents[:, None, :]
-        lengths = torch.where(same, positions[:, None, :], 0).amax(-1) + 1
+    else:  # the furthest place of each (row, document): a table, not (B, T, T) comparisons
+        positions = positions.expand_as(documents)
+        numbers, which = documents.unique(return_inverse=True)
+        furthest = positions.new_zeros(len(documents), len(numbers)).scatter_reduce(1, which, positions, "amax")
+        lengths = furthest.gather(1, which) + 1
     out = torch.zeros(2, *positions.shape, config.rope_dim, device=positions.device)
     for length in lengths.unique().tolist():
         rates, _ = rope_rates(config.rope_dim, config.rope_base, config.rope_scaling, length)

@@ -17,7 +17,7 @@ from groundup.record.files import atomic_write
 
 
 def save_model(folder: Path, model: Transformer, extra: dict[str, Any]) -> None:
-    """Write weights (fp32, a tied head once) and config; `extra` carries tokenizer_hash, template_hash, ..."""
+    """Write weights (as cast, a tied head once) and config; `extra` carries tokenizer_hash, template_hash, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "model.safetensors", save(model_tensors(model), metadata={"format": "pt"}))
     config = {"model": model.config.to_dict(), **extra}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,10 +69,24 @@ class Transformer(nn.Module):
         elif c.position == "alibi":
             tables["slopes"] = alibi_slopes(c.n_heads)
         for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+            self.register_buffer(name, table.to(self.embed.weight.device), persistent=False)
         for module in self.modules():
             if isinstance(module, ExpertMLP):
                 module.reset_buffers()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """`.to(bfloat16)` and its kin cast the parameters alone.
+
+        Angles stay fp32; so do the experts' loads and balance biases: bf16 cannot count past 256 by ones, and a bias
+        of 0.5 would no longer feel a step of 0.001.
+        """
+        held = [(m, name, b) for m in self.modules() for name, b in m.named_buffers(recurse=False)]
+        super()._apply(fn, recurse)
+        for module, name, before in held:
+            after = module.get_buffer(name)
+            if after.dtype != before.dtype:
+                setattr(module, name, before.to(after.device))
+        return self
 
     def forward(
         self,
@@ -82,7 +98,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """tokens (B, T) int64 -> hidden (B, T, D), after the last norm.
 
-        documents (B, T): which document a token belongs to; attention never crosses. None = one a row.
+        documents (B, T): which document a token belongs to; attention never crosses. None = one a row. Negative ones
+        are padding, which the experts' balance does not count. A cached pass reads them for the texts' lengths alone.
         positions (B, T): place of each token in its document; None = 0..T-1. Required with a cache.
         """
         c, t = self.config, tokens.shape[1]
@@ -98,14 +115,27 @@ class Transformer(nn.Module):
         if self.position_embed is not None:
             x = x + self.position_embed(positions)
         elif c.position == "sinusoidal":
-            x = x + self.sinusoids[positions]
+            x = x + self.sinusoids[positions].type_as(x)
         x = self.dropout(x)
         angles = self.angles_of_layers(documents, positions)
+        self.mark_padding(documents)
         kinds = {c.is_local(layer) for layer in range(c.n_layers)}
         masks = {local: self.mask(documents, positions, cache, local) for local in kinds}
         for layer, block in enumerate(self.blocks):
             x = block(x, angles[layer], masks[c.is_local(layer)], positions, cache)
+        self.mark_padding(None)
         return self.norm(x)
+
+    def mark_padding(self, documents: Tensor | None) -> None:
+        """Tell the experts which tokens of this pass are padding; None = none is."""
+        if self.config.moe is None:
+            return
+        real = None
+        if documents is not None and torch.is_grad_enabled() and bool((documents < 0).any()):
+            real = (documents >= 0).flatten()
+        for block in self.blocks:  # not modules(): this runs for every token that is decoded
+            if isinstance(block.mlp, ExpertMLP):
+                block.mlp.real = real
 
     def angles_of_layers(self, documents: Tensor | None, positions: Tensor) -> list[Tensor | None]:
         """For each layer its angles (2, B or 1, T, 1, rope_dim), or None where nothing is rotated."""
@@ -150,7 +180,8 @@ class Transformer(nn.Module):
     def router_loss(self) -> Tensor | None:
         """Balance and z losses of the last forward pass with gradients: means over its tokens, summed over layers.
 
-        None without experts. Reading it clears it: call it once for every forward pass that is trained on.
+        Padding is no token here. None without experts. Reading it clears it: call it once for every forward pass that
+        is trained on.
         """
         experts = [m for m in self.modules() if isinstance(m, ExpertMLP)]
         losses = [m.pending for m in experts if m.pending is not None]

@@ -66,6 +66,8 @@ def wrong_values(part: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             message = _wrong_type(name, kind, value) or _wrong_choice(name, value) or _out_of_bounds(name, kind, value)
             if message:
                 yield name, message
+        elif not isinstance(value, tuple):  # bias, the only list
+            yield name, f"{name} must be a list of some of {', '.join(BIASES)} (got {value!r})"
         else:
             bad = [str(word) for word in value if word not in BIASES]
             if bad:

@@ -107,7 +107,7 @@ def rows_to_batch(rows: Sequence[Rendered], pad: int) -> Batch:
     """One conversation a row, padded on the right with unscored places that only see themselves."""
     width = max(len(r.ids) for r in rows) - 1
     tokens = np.full((len(rows), width), pad, np.int64)
-    targets, documents = np.full_like(tokens, IGNORE), np.ones(tokens.shape, np.int32)
+    targets, documents = np.full_like(tokens, IGNORE), np.full(tokens.shape, -1, np.int32)
     positions = np.tile(np.arange(width), (len(rows), 1))
     for r, row in enumerate(rows):
         n = len(row.ids) - 1

@@ -66,7 +66,7 @@ class PackedChats:
                 documents[r, at : at + n] = number
                 positions[r, at : at + n] = np.arange(n)
                 at += n
-            documents[r, at:] = len(row)  # padding is a document of its own: nobody attends to it
+            documents[r, at:] = -1  # padding: nobody attends to it
             positions[r, at:] = np.arange(self.context - at)
         made = [torch.from_numpy(array) for array in (tokens, targets, documents, positions)]
         return Batch(made[0], made[1], made[2], made[3])
