@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from groundup.recipe.load import parse_recipe
+from groundup.verify import healthy
 from groundup.verify.subject import Subject
-
-sys.path.append(str(Path(__file__).parents[1] / "model"))  # model_shapes: one variant for every choice
-
-TOWN = {"sources": [{"builtin": "town"}]}
 
 
 def make_subject(**sections: dict[str, Any]) -> Subject:
     """A Subject of a recipe with every stage; `sections` are merged into it."""
-    tree: dict[str, Any] = {
-        "name": "subject",
-        "data": dict(TOWN),
-        "model": {"n_heads": 4, "n_kv_heads": 2},
-        "tokenizer": {"kind": "bpe"},
-        "pretrain": {"optimizer": "muon"},
-        "sft": dict(TOWN),
-        "dpo": dict(TOWN),
-        "grpo": dict(TOWN),
-    }
-    for name, values in sections.items():
-        tree[name] = {**tree.get(name, {}), **values}
-    return Subject(parse_recipe(tree, "test recipe"))
+    return healthy.subject(sections)
 
 
 @pytest.fixture(autouse=True)

@@ -6,30 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from model_shapes import GPT2, VARIANTS
 
 from groundup.recipe.load import PRESETS, load_recipe
 from groundup.verify.check import REGISTRY
+from groundup.verify.healthy import ARRANGEMENTS, VARIANTS
 from groundup.verify.run import run_checks
 from groundup.verify.subject import Subject
 
-# Each differs from the base (RoPE, RMSNorm, SwiGLU, GQA 4/2, QK-norm, tied, Muon, wsd) where it says so.
-ARRANGEMENTS: dict[str, dict[str, dict[str, Any]]] = {
-    "base": {},
-    "llama": {"model": {"qk_norm": "none", "tied": False}, "pretrain": {"optimizer": "adamw", "schedule": "cosine"}},
-    "gpt2": {"model": {**GPT2, "bias": list(GPT2["bias"])}, "pretrain": {"optimizer": "adamw", "schedule": "linear"}},
-    "multi-query, bf16": {
-        "model": {"n_kv_heads": 1, "tied": False},
-        "pretrain": {"schedule": "constant", "weight_decay": 0.0, "precision": "bf16"},
-    },
-    "zero-out, dropout": {"model": {"zero_out": True, "init": "depth", "dropout": 0.1}},
-    "he, learned positions": {"model": {"init": "he", "position": "learned", "norm": "layernorm", "bias": ["norm"]}},
-    "mup, experts": {
-        "model": {"init": "mup", "mup_width": 16, "moe": {"n_experts": 4, "top_k": 2, "d_expert": 24}},
-        "pretrain": {"optimizer": "adamw"},
-    },
-    "mup, adamw": {"model": {"init": "mup", "mup_width": 16}, "pretrain": {"optimizer": "adamw"}},
-}
 # Of the variants, those that between them have every part; `full` runs everything on all of them.
 COVERING = (
     "sandwich, caps, windows (gemma 2)",
@@ -54,11 +37,6 @@ def checks_of(*stages: str) -> list[str]:
     return [c.id for c in found if not stages or c.stage in stages]
 
 
-def variant(name: str) -> dict[str, Any]:
-    given = VARIANTS[name]
-    return {**given, "bias": list(given["bias"])} if "bias" in given else given
-
-
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_arrangement_passes(name: str, subject: Callable[..., Subject]) -> None:
     """A bound that only fits one arrangement would stop healthy runs of the others."""
@@ -68,13 +46,13 @@ def test_arrangement_passes(name: str, subject: Callable[..., Subject]) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variant_passes_the_models_checks(name: str, subject: Callable[..., Subject]) -> None:
     """Every choice that a recipe has, through every check of the model."""
-    assert_passes(run_checks(subject(model=variant(name)), only=checks_of("model")))
+    assert_passes(run_checks(subject(model=VARIANTS[name]), only=checks_of("model")))
 
 
 @pytest.mark.parametrize("name", COVERING)
 def test_variant_trains_and_decodes_soundly(name: str, subject: Callable[..., Subject]) -> None:
     """The same, through steps, resumption, sampling and tuning."""
-    assert_passes(run_checks(subject(model=variant(name)), only=checks_of("train", "chat", "infer", "tune")))
+    assert_passes(run_checks(subject(model=VARIANTS[name]), only=checks_of("train", "chat", "infer", "tune")))
 
 
 @pytest.mark.full
@@ -82,7 +60,7 @@ def test_variant_trains_and_decodes_soundly(name: str, subject: Callable[..., Su
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variant_passes_everything(name: str, optimizer: str, subject: Callable[..., Subject]) -> None:
     """Every variant, every check that looks at the model, both optimizers."""
-    assert_passes(run_checks(subject(model=variant(name), pretrain={"optimizer": optimizer}), only=checks_of()))
+    assert_passes(run_checks(subject(model=VARIANTS[name], pretrain={"optimizer": optimizer}), only=checks_of()))
 
 
 def test_presets_pass_the_models_checks() -> None:
@@ -108,7 +86,7 @@ def test_every_check_applies_somewhere(subject: Callable[..., Subject]) -> None:
     for name in VARIANTS:
         left = [i for i in checks_of("model") if i not in found]
         found |= (
-            {r.id for r in run_checks(subject(model=variant(name)), only=left) if r.skipped is None} if left else set()
+            {r.id for r in run_checks(subject(model=VARIANTS[name]), only=left) if r.skipped is None} if left else set()
         )
     assert set(checks_of("model")) - found == {"zero-out-starts-as-identity"}  # no variant; an arrangement above
     assert len(base) > 20

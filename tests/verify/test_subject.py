@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_shapes import VARIANTS
 
 from groundup.data.shard import ShardSet, write_shard
 from groundup.plan.resolve import SEARCH_ONLY
 from groundup.record.rundir import RunDir
 from groundup.record.stage import StageRecord
 from groundup.verify.corpus import MICRO_CORPUS
+from groundup.verify.healthy import VARIANTS
 from groundup.verify.micro import CAP, shortened
 from groundup.verify.run import run_checks
 from groundup.verify.subject import Subject

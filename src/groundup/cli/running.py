@@ -1,4 +1,4 @@
-"""Commands that make a run and look at it: new, run, status, verify."""
+"""Commands that make a run and look at it: new, run, status."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from groundup.cli.app import RUNS, JsonOpt, RecipeArg, RunArg, RunsOpt, SetOpt, app, print_json
-from groundup.errors import CheckFailed, UserError
-from groundup.runs import open_run, run_folder
+from groundup.errors import UserError
+from groundup.runs import open_run
 
 if TYPE_CHECKING:
     from groundup.pipeline import Pipeline
@@ -95,35 +95,3 @@ def status(run: RunArg, runs: RunsOpt = RUNS, as_json: JsonOpt = False) -> None:
 
 def _short(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-@app.command(epilog="Examples: `groundup verify town` · `groundup verify runs/town --only causality --json`")
-def verify(
-    target: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="recipe file, preset, or run folder")],
-    only: Annotated[list[str] | None, typer.Option(help="check id; may be repeated")] = None,
-    overrides: SetOpt = None,
-    runs: RunsOpt = RUNS,
-    as_json: JsonOpt = False,
-) -> None:
-    """The silent-bug checks. Exit 1 when one fails."""
-    from groundup.console import Reporter
-    from groundup.pipeline import Pipeline
-    from groundup.stages.prepare import subject_of
-    from groundup.verify.run import report as reported
-    from groundup.verify.run import run_checks, select, show
-    from groundup.verify.subject import Subject
-
-    chosen = select(only)
-    folder = run_folder(target, runs)
-    if folder is not None:
-        if overrides:
-            raise UserError("--set goes with a recipe; a run is checked as it was made")
-        subject = subject_of(open_run(target, runs).ctx)
-    else:
-        subject = Subject(Pipeline.open(target, runs, overrides, Reporter(quiet=True)).ctx.recipe)
-    with Reporter(quiet=as_json).bar("verify", len(chosen), unit="checks") as bar:
-        results = run_checks(subject, only, on_check=lambda done, total, result: bar.update(done, result.id))
-    found = reported(results)
-    print_json(found) if as_json else show(found)
-    if found["failed"]:
-        raise CheckFailed(f"{found['failed']} of {len(found['checks'])} checks failed")

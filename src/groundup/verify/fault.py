@@ -7,13 +7,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from groundup.verify import healthy
+from groundup.verify.target import Target
+
 
 @dataclass(frozen=True)
 class Fault:
     """One bug to plant. `with fault.plant(): ...` and everything built and run inside is wrong in this one way.
 
     caught_by: ids of the checks that must fail on it.  needs: recipe sections, {section: {key: value}}, without
-    which the faulty code is not reached.
+    which the faulty code is not reached.  on: builds another target than a recipe (a transformers model, a file of
+    rows), with the fault in.
     """
 
     id: str
@@ -21,6 +25,11 @@ class Fault:
     caught_by: tuple[str, ...]
     plant: Callable[[], AbstractContextManager[None]]
     needs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    on: Callable[[], Target] | None = None
+
+    def target(self) -> Target:
+        """What to look at while the fault is planted."""
+        return healthy.subject(self.needs) if self.on is None else self.on()
 
 
 FAULTS: dict[str, Fault] = {}
@@ -28,7 +37,9 @@ FAULTS: dict[str, Fault] = {}
 Planter = Callable[[], Iterator[None]]
 
 
-def fault(id: str, *caught_by: str, **needs: dict[str, Any]) -> Callable[[Planter], Planter]:
+def fault(
+    id: str, *caught_by: str, on: Callable[[], Target] | None = None, **needs: dict[str, Any]
+) -> Callable[[Planter], Planter]:
     """Register a generator that plants a fault, yields, and takes it out again; its docstring is the bug."""
 
     def register(planter: Planter) -> Planter:
@@ -36,7 +47,7 @@ def fault(id: str, *caught_by: str, **needs: dict[str, Any]) -> Callable[[Plante
             raise ValueError(f"two faults are called {id}")
         if not planter.__doc__ or not caught_by:
             raise ValueError(f"fault {id}: say what the bug is, and which check must catch it")
-        FAULTS[id] = Fault(id, planter.__doc__.strip(), caught_by, contextmanager(planter), needs)
+        FAULTS[id] = Fault(id, planter.__doc__.strip(), caught_by, contextmanager(planter), needs, on)
         return planter
 
     return register

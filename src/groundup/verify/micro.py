@@ -12,6 +12,7 @@ from groundup.model.config import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.plan.resolve import SEARCH_ONLY
 from groundup.recipe.schema import ModelSection
+from groundup.verify import draw
 
 VOCAB = 97  # a prime: a dimension taken for another one does not fit by accident
 CONTEXT = 64
@@ -146,7 +147,7 @@ def wake(model: Transformer, seed: int) -> Transformer:
     biases are N(0, 0.1), scores of sinks and of T5's distances N(0, 1): all logits are of order 1. The bias that
     balances experts is N(0, 0.1) too: as large as the differences between their scores.
     """
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = draw.generator(seed + 1)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith(("sinks", "relative_bias.weight")):

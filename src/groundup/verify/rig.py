@@ -21,6 +21,7 @@ from groundup.train import loop
 from groundup.train.loop import Job, Meter
 from groundup.train.objective import BatchSource, Loss, Objective
 from groundup.train.optim import Optimizers
+from groundup.verify import draw
 from groundup.verify.subject import Subject
 
 EPS = torch.finfo(torch.float32).eps  # 2^-23
@@ -62,7 +63,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 def random_tokens(subject: Subject, rows: int, length: int, seed: int = 0) -> Tensor:
     """(rows, length) ids of the micro vocabulary."""
-    return torch.randint(subject.micro.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(subject.micro.vocab_size, (rows, length), generator=draw.generator(seed))
 
 
 def random_batch(subject: Subject, rows: int = 4, length: int = 24, seed: int = 0, scored: float = 1.0) -> Batch:
@@ -70,7 +71,7 @@ def random_batch(subject: Subject, rows: int = 4, length: int = 24, seed: int = 
 
     scored: share of the targets kept, fewer in later rows, so that no two rows count the same.
     """
-    generator = torch.Generator().manual_seed(seed + 17)
+    generator = draw.generator(seed + 17)
     tokens = random_tokens(subject, rows, length + 1, seed)
     begins = torch.rand(rows, length + 1, generator=generator) < 0.12
     begins[:, 0] = True

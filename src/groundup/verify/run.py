@@ -1,4 +1,4 @@
-"""Run the checks on a subject; a list of results, a report as a dict, a table for people."""
+"""Run the checks on a target, cheapest first; a list of results, a report as a dict, a table for people."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from groundup.errors import did_you_mean, problems
-from groundup.verify import checks  # noqa: F401  (importing it registers every check)
-from groundup.verify.check import FAMILIES, REGISTRY, Check, NotApplicable
-from groundup.verify.subject import Subject
+from groundup.verify import (
+    checks,  # noqa: F401  (importing it registers every check)
+    draw,
+)
+from groundup.verify.check import FAMILIES, REGISTRY, STAGES, Check, Face, NotApplicable
+from groundup.verify.costs import cost
+from groundup.verify.target import Target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,36 +53,64 @@ class Result:
         return not self.passed and self.skipped is None
 
 
-def select(only: Iterable[str] | None = None, families: Iterable[str] | None = None) -> list[Check]:
-    """The checks asked for, in running order. UserError for an id or family that does not exist."""
-    only, families = list(only or []), list(families or [])
+def select(
+    only: Iterable[str] | None = None, families: Iterable[str] | None = None, stages: Iterable[str] | None = None
+) -> list[Check]:
+    """The checks asked for, in the order of definition. UserError for an id, family or stage that does not exist."""
+    only, families, stages = list(only or []), list(families or []), list(stages or [])
     found = [f'there is no check "{name}"{did_you_mean(name, REGISTRY)}' for name in only if name not in REGISTRY]
-    found += [f'there is no family "{name}"{did_you_mean(name, FAMILIES)}' for name in families if name not in FAMILIES]
+    for kind, asked, known in (("family", families, FAMILIES), ("stage", stages, STAGES)):
+        found += [f'there is no {kind} "{name}"{did_you_mean(name, known)}' for name in asked if name not in known]
     problems("verify", found)
-    return [c for c in REGISTRY.values() if (not only or c.id in only) and (not families or c.family in families)]
+    return [
+        c
+        for c in REGISTRY.values()
+        if (not only or c.id in only) and (not families or c.family in families) and (not stages or c.stage in stages)
+    ]
+
+
+def way(one: Check, target: Target) -> Face | None:
+    """The face of the target that this check can be run on, or None."""
+    return next((face for face in one.ways() if target.face(face) is not None), None)
+
+
+def applicable(
+    target: Target,
+    only: Iterable[str] | None = None,
+    families: Iterable[str] | None = None,
+    stages: Iterable[str] | None = None,
+) -> list[Check]:
+    """What `run_checks` will run: of the checks asked for, those that look at a face that the target has.
+
+    A check named in `only` is kept whatever it looks at: it will be reported as skipped, with the reason.
+    """
+    only = list(only or [])
+    return [c for c in select(only, families, stages) if c.id in only or way(c, target) is not None]
 
 
 def run_checks(
-    subject: Subject,
+    target: Target,
     only: Iterable[str] | None = None,
     families: Iterable[str] | None = None,
+    stages: Iterable[str] | None = None,
+    seed: int = 0,
     on_check: Callable[[int, int, Result], None] | None = None,
 ) -> list[Result]:
-    """Run the selected checks (all when nothing is selected); on_check(done, total, result) after each.
+    """Run the selected checks (all that apply when nothing is selected); on_check(done, total, result) after each.
 
-    Each check starts from its own seed, so its result does not depend on which others ran; torch's random state
-    and number of threads are put back afterwards. A check that raises has failed, with the error as its note.
+    The cheapest are run first; the results are in the order of definition. Each check starts from its own seed, so its
+    result does not depend on which others ran; `seed` gives all of them other weights and other tokens. torch's random
+    state and number of threads are put back afterwards. A check that raises has failed, with the error as its note.
     """
-    chosen = select(only, families)
-    results = []
-    with torch.random.fork_rng(devices=[]), _one_thread():
-        for done, one in enumerate(chosen, 1):
-            torch.manual_seed(zlib.crc32(one.id.encode()))
-            result = _run(one, subject)
-            results.append(result)
+    chosen = applicable(target, only, families, stages)
+    results = {}
+    with torch.random.fork_rng(devices=[]), _one_thread(), draw.shift(seed):
+        for done, one in enumerate(sorted(chosen, key=lambda c: cost(c.id)), 1):
+            torch.manual_seed(draw.shifted(zlib.crc32(one.id.encode())))
+            results[one.id] = _run(one, target)
             if on_check is not None:
-                on_check(done, len(chosen), result)
-    return results
+                on_check(done, len(chosen), results[one.id])
+    return [results[one.id] for one in chosen]
 
 
 @contextmanager
@@ -92,11 +124,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(one: Check, subject: Subject) -> Result:
+def _run(one: Check, target: Target) -> Result:
     begun = time.perf_counter()
     passed, measured, bound, direction, skipped = False, None, None, "<=", None
     try:
-        measurement = one.run(subject)
+        face = way(one, target)
+        if face is None:
+            raise NotApplicable(f"it looks at a {' or a '.join(one.ways())}; this is a {target.kind}")
+        measurement = one.ways()[face](target.face(face))
         passed, note, direction = measurement.passed, measurement.note, measurement.direction
         measured, bound = _plain(measurement.value), _plain(measurement.bound)
     except NotApplicable as reason:

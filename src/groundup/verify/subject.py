@@ -25,6 +25,9 @@ from groundup.tokenizer.chat import Message, Rendered
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import objective
 from groundup.train.objective import Objective
+from groundup.verify import draw
+from groundup.verify.adapter import Adapter
+from groundup.verify.check import Face
 from groundup.verify.corpus import MICRO_CORPUS, write_corpus
 from groundup.verify.micro import micro_config, wake
 
@@ -69,11 +72,25 @@ class Subject:
         shards = ShardSet(run.stage("data"), tokenizer.hash) if tokenizer and run.record("data") else None
         return cls(recipe, tokenizer=tokenizer, shards=shards)
 
+    # ---- as a target ----
+
+    kind = "recipe"
+
+    def face(self, name: Face) -> Any | None:
+        return {"recipe": self, "model": self.adapter}.get(name)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The micro model as somebody else's would be looked at."""
+        from groundup.verify.ours import of_transformer  # it stands on rig, which stands on this
+
+        return of_transformer(self.build_model(), lambda seed: self.build_model(seed, awake=False))
+
     # ---- model ----
 
     def build_model(self, seed: int = 0, *, awake: bool = True, **changes: Any) -> Transformer:
         """A micro model; `changes` replace fields of its config. `awake`: see `wake`; False: as initialised."""
-        model = init.init_weights(Transformer(replace(self.micro, **changes)), seed)
+        model = init.init_weights(Transformer(replace(self.micro, **changes)), draw.shifted(seed))
         return wake(model, seed) if awake else model
 
     def chat_model(self, seed: int = 0, **changes: Any) -> Transformer:

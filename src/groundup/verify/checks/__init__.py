@@ -1,4 +1,4 @@
-"""Every check, by stage. The order of these imports is the order in which the checks run."""
+"""Every check, by stage. The order of these imports is the order in which the checks are listed."""
 
 # ruff: noqa: F401, I001
 import groundup.verify.checks.init
@@ -18,5 +18,12 @@ import groundup.verify.checks.train
 import groundup.verify.checks.width
 import groundup.verify.checks.resume
 import groundup.verify.checks.chat
+import groundup.verify.checks.padding
 import groundup.verify.checks.infer
 import groundup.verify.checks.tune
+import groundup.verify.checks.evaluate
+import groundup.verify.checks.export
+import groundup.verify.checks.any_model
+import groundup.verify.checks.any_tokenizer
+import groundup.verify.checks.checkpoint
+import groundup.verify.checks.dataset

@@ -13,7 +13,7 @@ from groundup.model.attention import Attention
 from groundup.model.latent import LatentAttention
 from groundup.model.linear import PackedLinear
 from groundup.model.transformer import Transformer
-from groundup.verify import rig
+from groundup.verify import draw, rig
 from groundup.verify.check import Measurement, NotApplicable, check
 from groundup.verify.reference import Reference
 from groundup.verify.subject import Subject
@@ -34,7 +34,7 @@ def against_reference(model: Transformer, seed: int) -> Measurement:
     (1 + s), s the largest score before a cap.
     """
     reference, config = Reference(model), model.config
-    tokens = torch.randint(config.vocab_size, (2, sum(PACKED)), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(config.vocab_size, (2, sum(PACKED)), generator=draw.generator(seed))
     worst, bound = 0.0, math.inf
     for _, given in settings():
         for layer, call in enumerate(rig.calls(model, "attention", tokens, **given)):

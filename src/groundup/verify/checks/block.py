@@ -10,7 +10,7 @@ from torch import Tensor
 
 from groundup.model.norm import Norm
 from groundup.model.transformer import Transformer
-from groundup.verify import rig
+from groundup.verify import draw, rig
 from groundup.verify.check import Measurement, NotApplicable, check
 from groundup.verify.reference import Reference, activation, arrange
 from groundup.verify.subject import Subject
@@ -84,7 +84,7 @@ def norms_are_their_formula(subject: Subject) -> Measurement:
     """
     model, config = subject.build_model(), subject.micro
     reference = Reference(model)
-    generator = torch.Generator().manual_seed(72)
+    generator = draw.generator(72)
     worst, where = 0.0, ""
     for name, module in model.named_modules():
         if not isinstance(module, Norm):
@@ -148,7 +148,7 @@ def logits_scaled_and_capped_once(subject: Subject) -> Measurement:
     config, model = subject.micro, subject.build_model()
     worst = 0.0
     for size in (1.0, 50.0):
-        hidden = size * torch.randn(64, config.d_model, generator=torch.Generator().manual_seed(74))
+        hidden = size * torch.randn(64, config.d_model, generator=draw.generator(74))
         with torch.no_grad():
             found = model.logits(hidden)
         expected = Reference(model).head(hidden.double())

@@ -13,7 +13,7 @@ from torch import Tensor
 from groundup.model.config import MixtureOfExperts
 from groundup.model.moe import ExpertMLP
 from groundup.model.transformer import Transformer
-from groundup.verify import rig
+from groundup.verify import draw, rig
 from groundup.verify.check import Measurement, NotApplicable, check, violations
 from groundup.verify.reference import Reference
 from groundup.verify.subject import Subject
@@ -33,7 +33,7 @@ def _needs(subject: Subject) -> MixtureOfExperts:
 
 def rows_for(subject: Subject, seed: int, n: int = 64) -> Tensor:
     """(n, D): what a norm gives to a feed-forward."""
-    return torch.randn(n, subject.micro.d_model, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(n, subject.micro.d_model, generator=draw.generator(seed))
 
 
 @check(
@@ -107,7 +107,7 @@ def experts_follow_their_tokens(subject: Subject) -> Measurement:
     """
     _needs(subject)
     model, x, worst, scale = subject.build_model(), rows_for(subject, 82), 0.0, 0.0
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(82))
+    order = torch.randperm(len(x), generator=draw.generator(82))
     for _, experts in layers_of(model):
         with torch.no_grad():
             straight, mixed = experts(x[None])[0], experts(x[order][None])[0]

@@ -12,7 +12,7 @@ from groundup.infer.sample import SamplingParams
 from groundup.model import loss
 from groundup.model.batch import IGNORE
 from groundup.model.transformer import Transformer
-from groundup.verify import rig
+from groundup.verify import draw, rig
 from groundup.verify.check import Measurement, check, violations
 from groundup.verify.subject import Subject
 
@@ -49,7 +49,7 @@ def sampler_logprobs_equal_trainer(subject: Subject) -> Measurement:
     engine, worst, scale = subject.engine(model), 0.0, 0.0
     prompts, heats = prompts_of(subject), (0.6, 1.0, 1.7)
     for temperature in heats:
-        params = [SamplingParams(12, temperature, top_k=k, seed=s) for s, k in ((1, 0), (2, 5), (3, 0))]
+        params = [SamplingParams(12, temperature, top_k=k, seed=draw.shifted(s)) for s, k in ((1, 0), (2, 5), (3, 0))]
         for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
             expected = trainer_logprobs(model, prompt, done.ids, temperature)
             worst = max(worst, rig.largest(torch.tensor(done.logprobs) - expected))
@@ -95,7 +95,7 @@ def batched_equals_alone(subject: Subject) -> Measurement:
     """
     model = subject.chat_model()
     prompts = [*prompts_of(subject), prompts_of(subject)[1]]
-    params = [SamplingParams(n, t, seed=n) for n, t in ((6, 1.0), (20, 0.8), (13, 0.0), (9, 1.3))]
+    params = [SamplingParams(n, t, seed=draw.shifted(n)) for n, t in ((6, 1.0), (20, 0.8), (13, 0.0), (9, 1.3))]
     together = subject.engine(model).generate(prompts, params)
     found = []
     for n, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
@@ -128,7 +128,7 @@ def samples_follow_the_distribution(subject: Subject) -> Measurement:
     n, logits = 20_000, torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
     worst = 0.0
     for temperature, top_k, top_p in ((1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (1.0, 0, 0.7)):
-        params = [SamplingParams(1, temperature, top_k, top_p, seed=seed) for seed in range(n)]
+        params = [SamplingParams(1, temperature, top_k, top_p, seed=draw.shifted(seed)) for seed in range(n)]
         ids, _ = sample.Sampler(params)(logits.expand(n, -1), torch.zeros(n, dtype=torch.int64), 8)
         expected = torch.softmax(logits.double() / temperature, 0)
         kept = 3 if top_k else 8
@@ -190,7 +190,7 @@ def decoding_leaves_no_trace(subject: Subject) -> Measurement:
     state = torch.get_rng_state()
     modes = [module.training for module in model.modules()]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    first = subject.engine(model).generate(prompts_of(subject), SamplingParams(8, seed=1))
+    first = subject.engine(model).generate(prompts_of(subject), SamplingParams(8, seed=draw.shifted(1)))
     found = []
     if not torch.equal(torch.get_rng_state(), state):
         found.append("random numbers were drawn")
@@ -198,7 +198,7 @@ def decoding_leaves_no_trace(subject: Subject) -> Measurement:
         found.append("a module's mode changed")
     if not all(torch.equal(weights[name], value) for name, value in model.state_dict().items()):
         found.append("the weights changed")
-    again = subject.engine(model).generate(prompts_of(subject), SamplingParams(8, seed=1))
+    again = subject.engine(model).generate(prompts_of(subject), SamplingParams(8, seed=draw.shifted(1)))
     if [c.ids for c in first] != [c.ids for c in again]:
         found.append("the same seeds gave other texts: dropout is on while decoding")
     return violations(found, 4)

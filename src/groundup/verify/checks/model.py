@@ -27,8 +27,8 @@ def causality(subject: Subject) -> Measurement:
     """Positions whose logits change, in any bit, when only later tokens do; plain rows and packed documents.
 
     A masked score becomes exp(-inf) = 0 exactly, so equality is of bits, not up to rounding (`rig.differing`: but for
-    experts). That the changed
-    position itself does change is counted too: otherwise a model deaf to its input would pass.
+    experts). That the changed position itself does change is counted too: otherwise a model deaf to its input would
+    pass.
     """
     model = subject.build_model()
     batch = rig.random_batch(subject, rows=3, length=24, seed=3)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from groundup.model import position
-from groundup.verify import rig
+from groundup.verify import draw, rig
 from groundup.verify.check import Measurement, NotApplicable, check
 from groundup.verify.checks.position import needs
 from groundup.verify.reference import Reference, rates
@@ -98,7 +98,7 @@ def rotation_keeps_length(subject: Subject) -> Measurement:
     config, length, shift = subject.micro, 40, 11
     table = position.rope_table(length + shift, *position.rope_rates(config.rope_dim, config.rope_base))
     cos, sin = table.unsqueeze(-2).unsqueeze(1)
-    generator = torch.Generator().manual_seed(22)
+    generator = draw.generator(22)
     x = torch.randn(1, length, 3, max(config.head_dim, config.rope_dim), generator=generator)
     near = position.rotate(x, cos[:, :length], sin[:, :length])
     far = position.rotate(x, cos[:, shift:], sin[:, shift:])
@@ -199,7 +199,7 @@ def partial_rotary_leaves_the_rest(subject: Subject) -> Measurement:
     if config.position != "rope" or config.latent is not None or config.rope_fraction == 1:
         raise NotApplicable("no head is rotated in part")
     model, length, dim = subject.build_model(), 24, round(config.head_dim * config.rope_fraction)
-    x = torch.randn(1, length, 2, config.head_dim, generator=torch.Generator().manual_seed(61))
+    x = torch.randn(1, length, 2, config.head_dim, generator=draw.generator(61))
     cos, sin = model.angles[:, :length].unsqueeze(-2).unsqueeze(1)
     turned = attention.rotate(x, cos, sin)
     turns, factor = rates(dim, config.rope_base, config.rope_scaling, length)

@@ -13,6 +13,7 @@ from groundup.model.moe import ExpertMLP
 from groundup.model.transformer import Transformer
 from groundup.train import loop, optim
 from groundup.train.objective import Loss
+from groundup.tune import dpo
 from groundup.verify.fault import fault, swapped
 
 SIZES = {"n_experts": 5, "top_k": 2, "d_expert": 24}
@@ -191,4 +192,25 @@ def muon_forgets_experts_seams() -> Iterator[None]:
         return {m.weight: m.sizes for m in model.modules() if isinstance(m, PackedLinear)}
 
     with swapped(optim, seams_of=wrong):
+        yield
+
+
+@fault("padding-is-balanced", "padding-is-not-balanced", model=LOSS)
+def padding_is_balanced() -> Iterator[None]:
+    """Every place of a row is sent to experts and counted, padding too."""
+    with swapped(Transformer, mark_padding=lambda self, documents: None):
+        yield
+
+
+@fault("padding-is-a-document", "padding-is-not-balanced", model=LOSS)
+def padding_is_a_document() -> Iterator[None]:
+    """In rows of pairs alone, padding is a document like others: unseen and unscored, and balanced."""
+    right = dpo.rows_to_batch
+
+    def wrong(rows: Any, pad: int) -> Any:
+        batch = right(rows, pad)
+        batch.documents = batch.documents.abs()
+        return batch
+
+    with swapped(dpo, rows_to_batch=wrong):
         yield

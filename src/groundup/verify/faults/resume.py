@@ -12,6 +12,7 @@ import torch
 from groundup.train import checkpoint, loop
 from groundup.train.loop import Meter
 from groundup.train.optim import Optimizers
+from groundup.verify import draw
 from groundup.verify.fault import fault, swapped
 
 _load = checkpoint.load_checkpoint
@@ -34,7 +35,7 @@ def optimizer_state_forgotten() -> Iterator[None]:
 @fault("random-state-forgotten", "resume-is-exact")
 def random_state_forgotten() -> Iterator[None]:
     """A resumed run draws its dropout from the beginning again."""
-    fresh = torch.Generator().manual_seed(0).get_state()
+    fresh = draw.generator(0).get_state()
     with swapped(checkpoint, load_checkpoint=lambda path: replace(_load(path), rng=fresh)):
         yield
 

@@ -81,7 +81,7 @@ def pair_padding_scored() -> Iterator[None]:
 
     def wrong(rows: Any, pad: int) -> Batch:
         batch = _rows(rows, pad)
-        return replace(batch, targets=torch.where(batch.documents == 1, pad, batch.targets))
+        return replace(batch, targets=torch.where(batch.documents < 0, pad, batch.targets))
 
     with swapped(dpo, rows_to_batch=wrong):
         yield

@@ -1,0 +1,139 @@
+"""verify: the silent-bug checks, what they are, and whether they themselves can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from groundup.cli.app import RUNS, JsonOpt, RunsOpt, SetOpt, app, print_json
+from groundup.errors import CheckFailed, UserError
+from groundup.runs import open_run, run_folder
+
+if TYPE_CHECKING:
+    from groundup.console import Reporter
+    from groundup.verify.target import Target
+
+HELP = "recipe file, preset, run folder, Hugging Face folder, file of rows, or package.module:factory"
+EPILOG = (
+    "Examples: `groundup verify town` · `groundup verify runs/town --only causality --json` · "
+    "`groundup verify mymodel:target` · `groundup verify --explain causality` · `groundup verify --self-test`"
+)
+
+
+@app.command(epilog=EPILOG)
+def verify(
+    target: Annotated[str | None, typer.Argument(metavar="TARGET", help=HELP)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="check id; may be repeated")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="invariance, locality, identity or sensitivity")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="model, tokenizer, data, train, chat, ...")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="the checks, and what each is for")] = False,
+    explain: Annotated[str | None, typer.Option(metavar="ID", help="all about one check")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="also write JUnit XML")] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="plant every bug, run every healthy kind")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="--self-test: every n-th bug and configuration alone")] = 1,
+    seeds: Annotated[int, typer.Option(min=0, help="--self-test: further seeds of the base configuration")] = 0,
+    overrides: SetOpt = None,
+    runs: RunsOpt = RUNS,
+    as_json: JsonOpt = False,
+) -> None:
+    """The silent-bug checks, on anything. Exit 1 when one fails."""
+    from groundup.console import Reporter
+    from groundup.verify.run import select
+
+    chosen = select(only, family, stage)
+    if explain is not None:
+        _explain(explain, as_json)
+        return
+    if listing:
+        _list(chosen, as_json)
+        return
+    reporter = Reporter(quiet=as_json)
+    if self_test:
+        _self_test(sample, seeds, reporter, as_json)
+        return
+    if target is None:
+        raise UserError(f"verify: what? Give a TARGET ({HELP}), --list, --explain ID or --self-test")
+    _verify(_open(target, runs, overrides), only, family, stage, junit, reporter, as_json)
+
+
+def _open(given: str, runs: Path, overrides: list[str] | None) -> Target:
+    from groundup.console import Reporter
+    from groundup.pipeline import Pipeline
+    from groundup.stages.prepare import subject_of
+    from groundup.verify.opening import open_target
+    from groundup.verify.subject import Subject
+
+    folder = run_folder(given, runs)
+    found = None if folder is not None else open_target(given)
+    if overrides and (folder is not None or found is not None):
+        raise UserError("--set goes with a recipe; a run, a checkpoint, rows or a module are checked as they are")
+    if folder is not None:
+        return subject_of(open_run(given, runs).ctx)
+    return found or Subject(Pipeline.open(given, runs, overrides, Reporter(quiet=True)).ctx.recipe)
+
+
+def _verify(
+    target: Target,
+    only: list[str] | None,
+    family: list[str] | None,
+    stage: list[str] | None,
+    junit: Path | None,
+    reporter: Reporter,
+    as_json: bool,
+) -> None:
+    from groundup.verify.junit import write_junit
+    from groundup.verify.run import applicable, report, run_checks, show
+
+    chosen = applicable(target, only, family, stage)
+    if not chosen:
+        raise UserError(f"verify: none of the checks asked for looks at a {target.kind}; see groundup verify --list")
+    with reporter.bar("verify", len(chosen), unit="checks") as bar:
+        results = run_checks(
+            target, only, family, stage, on_check=lambda done, total, result: bar.update(done, result.id)
+        )
+    found = report(results)
+    if junit is not None:
+        write_junit(junit, found)
+    print_json(found) if as_json else show(found)
+    if found["failed"]:
+        raise CheckFailed(f"{found['failed']} of {len(found['checks'])} checks failed")
+
+
+def _list(chosen: list[Any], as_json: bool) -> None:
+    from groundup.verify.explain import as_dict, list_table
+
+    if as_json:
+        print_json([as_dict(one) for one in chosen])
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(list_table(chosen))
+    typer.echo(f"{len(chosen)} checks; groundup verify --explain ID says how one measures")
+
+
+def _explain(id: str, as_json: bool) -> None:
+    from groundup.verify.explain import as_dict, as_text
+    from groundup.verify.run import select
+
+    one = select([id])[0]
+    print_json(as_dict(one)) if as_json else typer.echo(as_text(one))
+
+
+def _self_test(sample: int, seeds: int, reporter: Reporter, as_json: bool) -> None:
+    from rich.console import Console
+
+    from groundup.verify import selftest
+
+    with reporter.bar("self-test", None, unit="done") as bar:
+        found = selftest.self_test(
+            sample, seeds, on_done=lambda done, total, what: bar.update(done, f"of {total}: {what}")
+        )
+    if as_json:
+        print_json(found)
+    else:
+        Console(highlight=False).print(selftest.table(found))
+        typer.echo(selftest.summary(found))
+    if not selftest.passed(found):
+        raise CheckFailed(f"self-test: {selftest.summary(found)}")

@@ -1,0 +1,1 @@
+"""Anybody's tokenizer and chat template, from outside."""

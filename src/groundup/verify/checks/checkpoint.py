@@ -1,0 +1,1 @@
+"""A Hugging Face folder: do its weights, its configs, its tokenizer and its template belong together?"""

@@ -1,0 +1,1 @@
+"""Do the scores say what they seem to say?"""

@@ -1,0 +1,1 @@
+"""Is what is handed out what was trained?"""

@@ -1,0 +1,1 @@
+"""Faults of other people's models: bugs patched into transformers' own code."""

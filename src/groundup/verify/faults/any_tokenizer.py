@@ -1,0 +1,1 @@
+"""Faults of other people's tokenizers and templates."""
