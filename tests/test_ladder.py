@@ -274,3 +274,14 @@ def test_experts_are_refused(tmp_path: Path) -> None:
     moe = ("--set", "model.moe={n_experts: 4, top_k: 2, d_expert: 32}")
     result = groundup("ladder", MICRO, "--sizes", SIZES, *moe, "--runs", tmp_path)
     assert result.code == 2 and "model.moe has widths of its own" in result.err
+
+
+def test_every_wrong_option_is_said_at_once() -> None:
+    """Bugs: the first wrong option hides the others; a budget of 1e300 FLOPs is taken."""
+    arguments = ["--sizes", "banana", "--tokens-per-parameter", "nan", "--isoflop", "1e300", "--tokens", "0"]
+    result = groundup("ladder", "town", *arguments, "--predict", "foo", "--hold-out", "bar")
+    assert result.code == 2 and "6 problems" in result.err
+    for word in ("banana", "nan", "1e300", '"0"', "foo", "bar"):
+        assert word in result.err
+    huge = groundup("ladder", "town", "--sizes", "1e15,2e15,3e15,4e15")
+    assert huge.code == 2 and "lower tokenizer.vocab_size" not in huge.err

@@ -21,7 +21,7 @@ from groundup.model.count import count
 from groundup.model.flops import train_flops_per_token
 from groundup.model.transformer import Transformer
 from groundup.plan import shapes
-from groundup.plan.ask import Ask, read_size
+from groundup.plan.ask import LEAST_VOCAB, Ask, read_size
 from groundup.plan.design import Design, design, optimal_tokens
 from groundup.plan.growth import breaks_first, devices, grow, states
 from groundup.plan.host import Host
@@ -31,6 +31,7 @@ from groundup.plan.resolve import model_config, resolve
 from groundup.plan.shapes import Given
 from groundup.plan.spec import KEYS, markdown, recipe_text, short, to_json
 from groundup.recipe.load import load_recipe
+from groundup.tokenizer.train import SMALLEST
 
 HOST = Host("cpu", 2, 8 * 2**30, fast_bf16=False, compiler=False)
 
@@ -354,3 +355,51 @@ def test_the_command_does_not_wait_for_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--params", "1B", "--budget-flops", "1"], "less than one sequence of --context"),
+        (["--layers", "12", "--width", "768", "--heads", "12", "--tokens", "1"], "less than one sequence of --context"),
+        (["--params", "1B", "--context", "1000000000000"], "--context: at most"),
+        (["--params", "1B", "--tokens", "1e300"], "--tokens: at most"),
+        (["--params", "1B", "--budget-flops", "1e300"], "--budget-flops 1e+300: at most"),
+        (["--layers", "100000000", "--width", "4096"], "--layers: at most"),
+        (["--params", "1B", "--vocab", "2"], "--vocab 2: at least 262"),
+        (["--params", "1B", "--out", f"{__file__}/x.yaml"], "--out"),
+    ],
+)
+def test_slips_of_the_keyboard_are_refused(arguments: list[str], said: str) -> None:
+    """Bugs: tracebacks of huge and tiny numbers; a search that never ends; a vocabulary without its bytes; a context
+    longer than the whole training."""
+    result = groundup("design", *arguments)
+    assert result.code == 2 and said in result.err and "Traceback" not in result.err
+    assert len(result.err) < 400
+
+
+def test_the_least_vocabulary_is_the_tokenizers() -> None:
+    """Bug: the two bounds drift apart, and a design cannot be trained."""
+    assert LEAST_VOCAB == SMALLEST
+
+
+def test_advice_is_not_what_is_there() -> None:
+    """Bug: "512 tokens of the vocabulary: lower --vocab to about 512"."""
+    with pytest.raises(UserError, match="raise --params") as refused:
+        design(ask(10_000))
+    assert "lower --vocab" not in str(refused.value)
+
+
+def test_what_a_short_run_breaks() -> None:
+    """Bug: a limit that a run of few tokens never meets ends the search with StopIteration."""
+    assert breaks_first(design(ask(15_000, tokens=256)))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 6, 7, 12, 48, 64, 1000])
+def test_batches_are_shared_evenly(devices: int) -> None:
+    """Bug: a batch that leaves sequences over, or is moved far from the rule's."""
+    for batch in (1, 2, 5, 23, 342, 571, 676, 2967):
+        near = shapes.shared_batch(batch, devices)
+        assert near >= 1 and abs(near / batch - 1) <= 1 / 16
+        if 8 * devices <= batch:
+            assert near % devices == 0

@@ -122,6 +122,17 @@ def test_data_constrained_loss() -> None:
     assert laws.repetition(fitting, 0.5 * unique, unique).penalty == 0
 
 
+def test_new_data_would_also_use_more_parameters() -> None:
+    """Bugs: N' is kept where new data would raise it, so the penalty of a large model is told too small; unique tokens
+    that are never seen make a model's parameters count."""
+    n, tokens, unique = 8e9, 160e9, 10e9
+    new = MUENNIGHOFF.loss(n, tokens)
+    assert MUENNIGHOFF.matching_parameters(tokens) > n  # all of them count, were the data new
+    repeated = MUENNIGHOFF.loss(laws.effective_parameters(n, unique), laws.effective_data(unique, tokens))
+    assert laws.repetition(n, tokens, unique).penalty == pytest.approx(repeated - new)
+    assert laws.constrained_loss(n, 1e9, 1e12) == laws.constrained_loss(n, 1e9, 1e9)
+
+
 def test_an_unknown_law_names_the_nearest() -> None:
     """Bug: a KeyError instead of a message."""
     with pytest.raises(UserError, match='did you mean "besiroglu"'):

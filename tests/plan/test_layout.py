@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from groundup.model.config import ModelConfig
+from groundup.model.config import MixtureOfExperts, ModelConfig
 from groundup.plan.activations import Work
 from groundup.plan.devices import DEVICES
 from groundup.plan.layout import MOST_TENSOR, USABLE, Job, best_layout, layouts, splits, step_times
@@ -141,3 +141,40 @@ def test_more_devices_are_not_slower() -> None:
 def test_layouts_without_sequences_are_refused() -> None:
     """Bug: more replicas than the batch has sequences, each then training on none."""
     assert list(layouts(Job(replace(LLAMA_7B, n_kv_heads=1, n_layers=1), 4, 4096), A100, 64)) == []
+
+
+@pytest.mark.parametrize(("batch", "devices"), [(676, 64), (676, 16), (342, 64), (512, 7), (512, 3), (2967, 16)])
+def test_no_sequence_is_left_over(batch: int, devices: int) -> None:
+    """Bug: 676 sequences on 64 ranks: 10 each, four dropped from every step, and the time counted without them."""
+    for layout in layouts(Job(LLAMA_7B, batch, 4096), H100, devices):
+        assert layout.micro_batch * layout.micro_batches * layout.degrees.batch_ways == batch
+
+
+def test_pipelines_cross_nodes_and_every_stage_has_layers() -> None:
+    """Bugs: a pipeline inside one node, where tensor parallelism belongs; 12 layers in 8 stages, two of them empty."""
+    assert {d.pipe for d in splits(Job(LLAMA_7B, 704, 4096), H100, 8)} == {1}
+    twelve = Job(replace(LLAMA_7B, n_layers=12), 512, 4096)
+    assert {d.pipe for d in splits(twelve, H100, 128)} == {1, 2, 4}  # of 8 stages of 2 layers, 2 would be empty
+    for d in splits(Job(LLAMA_405B, 2048, 8192), H100, 1024):
+        assert d.pipe == 1 or d.devices // d.pipe % H100.node == 0
+
+
+def test_experts_are_split_too() -> None:
+    """Bug: experts of 4 x 250 are cut in 8, since the width of all four together is divisible."""
+    moe = replace(LLAMA_7B, d_ff=1000, moe=MixtureOfExperts(8, 4, 250))
+    assert {d.tensor for d in splits(Job(moe, 64, 4096), H100, 8)} == {1, 2}
+
+
+def test_what_is_computed_again_is_summed_again() -> None:
+    """Bug: checkpointing repeats the forward pass without its two all-reduces."""
+    job, step = Job(LLAMA_7B, 64, 4096), Step(Work(1, 4096, "bf16", "cuda"), 8)
+    once = step_times(job, H100, Degrees(tensor=8), step).tensor
+    again = step_times(job, H100, Degrees(tensor=8), replace(step, checkpoint="full")).tensor
+    assert again == pytest.approx(1.5 * once)
+
+
+def test_a_small_model_fills_its_device() -> None:
+    """Bug: one sequence of GPT-2 at a time, 512 times, on a card with 20 GB free."""
+    gpt2 = llama(768, 12, 12, 12, 2048, 50257, 1024)
+    found = best_layout(Job(gpt2, 512, 1024), DEVICES["rtx-3090"], 1)
+    assert found is not None and found.micro_batch >= 8 and found.memory.total <= USABLE * 24e9

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command import MICRO, groundup
 
-from groundup.plan import budget, devices
+from groundup.plan import budget, devices, laws
 from groundup.plan.document import long_duration, markdown, page
 
 TITLES = (
@@ -114,7 +114,7 @@ def test_the_largest_preset_is_planned_here_too() -> None:
     """Bugs: a block of 3 billion parameters is built, or multiplied, to be timed on a laptop."""
     found = plan("llama-3.1-405b")
     assert found["parameters"]["total"] == 405_853_388_800
-    assert not found["memory_fits"] and "timing" not in found
+    assert not found["memory_fits"] and found["timing"] is None
     assert plan("llama-3.1-405b", "--device", "h100")["layout"]["devices"] >= 128
 
 
@@ -133,6 +133,15 @@ def test_data_and_repetition() -> None:
             6_738_415_616 * few["tokens"], rel=1e-6
         )
         assert fit["optimal_loss"] <= fit["loss"]
+
+
+def test_whole_steps_make_no_further_epoch() -> None:
+    """Bug: 4.0000004 epochs are told to be past 4, and their last one to be the fifth."""
+    r = plan("llama-3-8b", "--device", "h100", "--tokens", "12T", "--unique-tokens", "3T")["data"]["repetition"]
+    assert r["epochs"] == pytest.approx(4, abs=1e-4) and "nearly as good as new" in r["note"]
+    assert r["last_epoch_worth"] == pytest.approx(0.8500, abs=0.001)
+    five = plan("llama-3-8b", "--device", "h100", "--tokens", "15T", "--unique-tokens", "3T")["data"]["repetition"]
+    assert five["epochs"] > 5 and five["last_epoch_worth"] == laws.epoch_value(5)
 
 
 def test_the_batch_ramp_ends_at_the_batch() -> None:
@@ -178,6 +187,63 @@ def test_wrong_options() -> None:
     assert groundup("plan", MICRO, "--devices", "8").code == 2
     assert groundup("plan", MICRO, "--mfu", "1.5").code == 2
     assert "--measure times this machine" in groundup("plan", MICRO, "--device", "h100", "--measure").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--price", "-1", "--devices", "0", "--mfu", "7", "--tokens", "banana", "--device", "h1000"], [
+            "5 problems", "--price -1", "--devices 0", "--mfu 7", '--tokens "banana"', 'no device "h1000"']),
+        (["--price", "inf"], ["--price inf"]),
+        (["--price", "nan", "--mfu", "nan"], ["2 problems", "--price nan", "--mfu nan"]),
+        (["--device", "h100", "--tokens", "1e300"], ["--tokens 1e300: from 1 to 1e+18"]),
+        (["--device", "h100", "--unique-tokens", "0.5"], ["--unique-tokens 0.5: from 1"]),
+        (["--device", "h100", "--tokens", "10"], ["--tokens 10 are less than one batch of"]),
+        (["--device", "h100", "--set", f"pretrain.steps=1{'0' * 320}"], ["pretrain.steps"]),
+        (["--device", "h100", "--set", "tokenizer.vocab_size=1"], ["tokenizer.vocab_size: 1", "at least 262"]),
+        (["--device", "h100", "--out", f"{__file__}/plan"], ["--out"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_at_once(arguments: list[str], said: list[str]) -> None:
+    """Bugs: the first wrong option hides the others; an infinite price; tracebacks of huge numbers; ten tokens are
+    planned as a batch of millions."""
+    result = groundup("plan", "gpt2", *arguments)
+    assert result.code == 2 and "Traceback" not in result.err
+    for words in said:
+        assert words in result.err
+
+
+def test_an_automatic_batch_is_shared_evenly() -> None:
+    """Bug: the rule's 676 sequences for 64 devices; tokens and steps must follow the batch that was taken."""
+    for number in (6, 7, 12, 48, 64):
+        found = plan("llama-3-8b", "--device", "h100", "--devices", number)
+        layout, batch = found["layout"], found["training"]["batch_size"]
+        degrees = layout["degrees"]
+        ranks = degrees["replicas"] * degrees["shards"]
+        assert batch == layout["micro_batch"] * layout["micro_batches"] * ranks
+        assert found["tokens"] == found["training"]["steps"] * batch * 8192
+        assert found["tokens"] == pytest.approx(20 * found["parameters"]["total"], rel=1e-3)
+
+
+def test_keys_are_always_the_same() -> None:
+    """Bug: a key that comes and goes with the options, which every reader has to guard."""
+    here, there = plan(MICRO), plan("gpt2", "--device", "h100", "--unique-tokens", "1B")
+    tight = plan("llama-3-70b", "--device", "4090", "--devices", "8", "--mfu", "0.4")
+    assert set(here) == set(there) == set(tight)
+    for section in ("compute", "data", "training", "evaluation", "card", "host"):
+        assert set(here[section]) == set(there[section]) == set(tight[section])
+    assert tight["compute"]["devices"] == 8  # that were asked for, though they do not hold it
+
+
+def test_a_given_mfu_holds_for_more_devices_too() -> None:
+    """Bug: 4 devices at the MFU that was given beside 16 at the layout's own, six times as fast."""
+    found = plan("llama-3-8b", "--device", "h100", "--mfu", "0.1")
+    steps, compute = found["training"]["steps"], found["compute"]
+    assert found["seconds"] == compute["wall_clock_seconds"]
+    for row in found["more_devices"]:
+        assert row["mfu"] == 0.1
+        clock = compute["wall_clock_seconds"] * compute["devices"] / row["devices"]
+        assert row["step_seconds"] * steps == pytest.approx(clock, rel=1e-6)
 
 
 @pytest.mark.parametrize(

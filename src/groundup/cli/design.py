@@ -95,12 +95,16 @@ def _write(chosen: Design, out: Path) -> None:
     import shlex
     import sys
 
+    from groundup.errors import UserError
     from groundup.plan.spec import markdown, recipe_text
     from groundup.record.files import atomic_write
 
     command = "groundup " + shlex.join(sys.argv[1:])
-    atomic_write(out, recipe_text(chosen, command))
-    atomic_write(out.with_suffix(".md"), markdown(chosen, command))
+    try:
+        atomic_write(out, recipe_text(chosen, command))
+        atomic_write(out.with_suffix(".md"), markdown(chosen, command))
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}: choose another place") from error
 
 
 def _show(chosen: Design) -> None:

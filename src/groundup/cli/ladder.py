@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -38,19 +39,32 @@ def ladder(
 ) -> None:
     """Train the recipe at several sizes, fit a scaling law, check it on a size left out, predict a larger one."""
     from groundup.console import Reporter
+    from groundup.errors import UserError, problems
     from groundup.ladder import Ladder
     from groundup.plan.ladder import Options, counts, numbers
     from groundup.plan.ladder import sizes as sizes_of
     from groundup.report.ladder import verdict
 
-    ratios = numbers(tokens_per_parameter, "--tokens-per-parameter", "20 or 10,40") if tokens_per_parameter else ()
-    lengths = counts(tokens, "--tokens") if tokens else ()
-    budgets = numbers(isoflop, "--isoflop", "1e13") if isoflop else ()
+    wrong: list[str] = []
+
+    def read(reader: Callable[..., Any], text: str | None, *more: str) -> Any:
+        """What stands in an option, or nothing, and then `wrong` has what is wrong with it."""
+        try:
+            return reader(text, *more) if text is not None else ()
+        except UserError as error:
+            wrong.append(str(error))
+            return ()
+
+    ratios = read(numbers, tokens_per_parameter, "--tokens-per-parameter", "20 or 10,40")
+    lengths = read(counts, tokens, "--tokens")
+    budgets = read(numbers, isoflop, "--isoflop", "1e13")
+    found_sizes = read(sizes_of, sizes, "--sizes")
+    held_size = read(sizes_of, None if hold_out in ("largest", "none") else hold_out, "--hold-out")
+    larger = read(sizes_of, predict, "--predict")
+    problems("ladder", wrong)
     if not (ratios or lengths or budgets):
         ratios = (20.0,)
-    held = hold_out if hold_out in ("largest", "none") else sizes_of(hold_out, "--hold-out")[0].label
-    options = Options(sizes_of(sizes, "--sizes"), ratios, lengths, budgets, held, rule)
-    larger = sizes_of(predict, "--predict") if predict else ()
+    options = Options(found_sizes, ratios, lengths, budgets, held_size[0].label if held_size else hold_out, rule)
     opened = Ladder.open(recipe, runs, options, overrides, Reporter(quiet=as_json))
     found = opened.run(larger)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from groundup.plan.laws import BESIROGLU, FREE_EPOCHS, HOFFMANN, repetition
+from groundup.plan.laws import BESIROGLU, FREE_EPOCHS, HOFFMANN, STRAY, repetition
 from groundup.plan.resolve import model_config
 from groundup.plan.transfer import fitted_parameters, transfer
 from groundup.recipe.schema import Recipe
@@ -44,6 +44,7 @@ def data_plan(recipe: Recipe, found: dict[str, Any], unique: float | None) -> di
         "compute_optimal_note": "of 6 N D FLOPs, N the parameters a token uses; the laws were fitted on dense models "
         "and other data: compare choices, not losses",
         "attention_share": 1 - 6.0 * n * tokens / flops if flops > 6.0 * n * tokens else 0.0,
+        "repetition": None,
     }
     if unique and tokens:
         r = repetition(n, tokens, unique)
@@ -65,9 +66,9 @@ def _sources(recipe: Recipe) -> list[str]:
 
 
 def _repetition_note(epochs: float, unique: float) -> str:
-    if epochs < 1.005:
+    if epochs < 1 + STRAY:
         return "no token is seen twice"
-    if epochs <= FREE_EPOCHS:
+    if epochs <= FREE_EPOCHS + STRAY:
         return f"{epochs:.1f} epochs: up to {FREE_EPOCHS} are nearly as good as new data"
     return (
         f"{epochs:.1f} epochs: past {FREE_EPOCHS} repeated data is worth less and less; use at most "

@@ -13,6 +13,11 @@ from groundup.plan.shapes import kv_heads as kv_heads_for
 
 ATTENTION = ("auto", "mha", "gqa", "mqa")
 SMALLEST, LARGEST = 10_000, 2 * 10**12
+LEAST_VOCAB = 262  # 256 bytes and the special tokens (tokenizer/, which a test compares)
+MOST_TOKENS, MOST_FLOPS = 10**18, 1e32  # beyond what anybody could train on: a slip of the keyboard
+# Far beyond published models; a search among more would not end.
+MOST = {"--context": 2**30, "--vocab": 2**30, "--layers": 10_000, "--width": 2**20, "--heads": 2**16,
+        "--kv-heads": 2**16, "--head-dim": 2**16, "--d-ff": 2**24, "--tokens": MOST_TOKENS}  # fmt: skip
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -62,6 +67,16 @@ def ask_problems(ask: Ask) -> list[str]:
     whole |= {"--width": g.width, "--heads": g.heads, "--kv-heads": g.kv_heads, "--head-dim": g.head_dim}
     bad = {name for name, value in (whole | {"--d-ff": g.d_ff}).items() if value is not None and value < 1}
     found += [f"{name} must be at least 1" for name in sorted(bad)]
+    high = {name for name, value in (whole | {"--d-ff": g.d_ff}).items() if value is not None and value > MOST[name]}
+    found += [f"{name}: at most {MOST[name]:,}" for name in sorted(high)]
+    bad |= high
+    if ask.vocab is not None and 0 < ask.vocab < LEAST_VOCAB:
+        found.append(
+            f"--vocab {ask.vocab}: at least {LEAST_VOCAB}, the 256 bytes and {LEAST_VOCAB - 256} special tokens"
+        )
+    if ask.budget is not None and ask.budget > MOST_FLOPS:
+        found.append(f"--budget-flops {ask.budget:.3g}: at most {MOST_FLOPS:.0e}")
+        bad.add("--budget-flops")
     if ask.attention not in ATTENTION:
         found.append(f'--attention: unknown "{ask.attention}"{did_you_mean(ask.attention, ATTENTION)}')
     if ask.params is not None and not SMALLEST <= ask.params <= LARGEST:
@@ -72,7 +87,7 @@ def ask_problems(ask: Ask) -> list[str]:
         found.append("--tokens and --budget-flops each follow from the other once the size is given: leave one out")
     target = None if ask.params or bad else target_of(ask)
     if target is not None and not SMALLEST <= target <= LARGEST:
-        found.append(f"--budget-flops {ask.budget:.3g} asks for a model of {target:,} parameters: give --params too")
+        found.append(f"--budget-flops {ask.budget:.3g} asks for a model of {target:.3g} parameters: give --params too")
     if ask.moe and g.d_ff:
         found.append("--d-ff is the width of a plain feed-forward, and --moe has none: leave one of them out")
     if not bad:

@@ -102,12 +102,13 @@ def elsewhere(recipe: Recipe, notes: list[Resolved], device: Device, devices: in
         "peak_flops": rate,
         "matmul_flops": rate * ACHIEVABLE,
         "seconds": seconds,
-        "host": {"device": device.name, "memory": device.memory},
+        "host": {"device": device.name, "cores": None, "memory": device.memory, "fast_bf16": True, "compiler": True},
         "layout": layout.to_dict() if layout else None,
         "more_devices": [_row(job, device, layout.devices * times) for times in (4, 16, 64)]
         if layout and not devices
         else [],
-        "does_not_fit": None if fits else _too_large(device, devices, lean),
+        "devices_asked": devices,
+        "does_not_fit": None if fits else _too_large(job, device, devices, lean),
     }
 
 
@@ -124,7 +125,7 @@ def _row(job: Job, device: Device, devices: int) -> dict[str, Any]:
             "devices": devices,
             "mfu": None,
             "step_seconds": None,
-            "limit": "no layout: too few sequences in a batch",
+            "limit": "no layout: the batch has no equal share for each",
         }
     return {
         "devices": devices,
@@ -135,10 +136,14 @@ def _row(job: Job, device: Device, devices: int) -> dict[str, Any]:
     }
 
 
-def _too_large(device: Device, devices: int | None, lean: Memory | None) -> str:
+def _too_large(job: Job, device: Device, devices: int | None, lean: Memory | None) -> str:
     where = f"{devices} x {device.name}" if devices else f"any number of {device.name}"
     if lean is None:
-        return f"{where}: no layout divides the model and its batch so; ask for a power of two, or a larger batch"
+        near = max(1, round(job.batch_size / (devices or 1))) * (devices or 1)
+        return (
+            f"{where}: no layout divides the model and shares {job.batch_size:,} sequences evenly among the devices; "
+            f"ask for fewer devices, or powers of two, or for --set pretrain.batch_size={near}"
+        )
     return (
         f"{where}: the leanest layout of {devices or device.node} needs {lean.total / 1e9:,.1f} GB a device, "
         f"{USABLE * device.memory / 1e9:,.1f} are usable; ask for more devices, or leave --devices away"
@@ -164,7 +169,7 @@ def compute_budget(found: dict[str, Any], device: Device, precision: str, asked:
     """
     flops, peak = found["flops"], device.rate(precision)
     layout = found.get("layout")
-    devices = layout["devices"] if layout else 1
+    devices = layout["devices"] if layout else found.get("devices_asked") or 1
     mfu, source = asked.mfu, "as given"
     if mfu is None and layout:
         mfu, source = layout["mfu"], "estimated from the layout"

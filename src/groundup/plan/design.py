@@ -72,7 +72,17 @@ def design(ask: Ask) -> Design:
     problems("design", config.problems())
     per_token = train_flops_per_token(config)
     tokens = ask.tokens or (round(ask.budget / per_token) if ask.budget else optimal_tokens(count(config)["active"]))
-    return Design(ask, target, config, max(1, tokens), tuple(changes))
+    problems("design", _too_few(tokens, config, ask))
+    return Design(ask, target, config, tokens, tuple(changes))
+
+
+def _too_few(tokens: int, config: ModelConfig, ask: Ask) -> list[str]:
+    """A run shorter than one sequence is no run."""
+    if tokens >= config.context:
+        return []
+    cause = "--tokens" if ask.tokens else f"--budget-flops {ask.budget:.3g}" if ask.budget else "this size"
+    return [f"{cause}: {tokens:,} tokens are less than one sequence of --context {config.context:,}: raise one"
+            " or lower the other"]  # fmt: skip
 
 
 def _searched(ask: Ask, kept: dict[str, Any], target: int, changes: list[str]) -> ModelConfig:
@@ -113,9 +123,10 @@ def _missed(config: ModelConfig, target: int, ask: Ask) -> list[str]:
     nearest = f"nothing within 3% of {target:,} parameters; the nearest shape has {counted['total']:,}"
     if table > 0.5 * target:
         fits = max(512, round(0.3 * target / config.d_model / 128) * 128)
+        lower = f"lower --vocab to about {fits:,}, or " if fits < config.vocab_size else ""
         return [
             f"{nearest}, {table:,} of them for the {config.vocab_size:,} tokens of the vocabulary: "
-            f"lower --vocab to about {fits:,}, or raise --params to {1000 * round(3.5e-3 * table):,}"
+            f"{lower}raise --params to {1000 * round(3.5e-3 * table):,}"
         ]
     given = ask.given
     held = [name for name in ("width", "layers", "heads", "head_dim", "d_ff") if getattr(given, name)]

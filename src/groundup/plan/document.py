@@ -17,6 +17,9 @@ from groundup.plan.devices import Device
 from groundup.recipe.schema import Recipe
 from groundup.record.files import atomic_write
 
+NOT_KNOWN: dict[str, Any] = {
+    "timing": None, "layout": None, "more_devices": [], "devices_asked": None, "does_not_fit": None,
+}  # fmt: skip
 PAGE = Path(__file__).parent / "document.html"
 
 
@@ -35,18 +38,34 @@ class Part:
 
 
 def planned(recipe: Recipe, found: dict[str, Any], device: Device, asked: Asked) -> dict[str, Any]:
-    """`found` (of `budget` or `elsewhere`) with the other parts of the plan beside it."""
+    """`found` (of `budget` or `elsewhere`) with the other parts of the plan beside it. The keys are always the same."""
+    compute = compute_budget(found, device, str(recipe.pretrain.precision), asked)
+    if asked.mfu is not None:
+        found = {**found, **_at_given_mfu(found, compute)}
     return {
         "name": recipe.name,
+        **NOT_KNOWN,
         **found,
         "device": device.to_dict(),
-        "compute": compute_budget(found, device, str(recipe.pretrain.precision), asked),
+        "compute": compute,
         "data": data_plan(recipe, found, asked.unique_tokens),
         "training": training_config(recipe, found),
         "evaluation": evaluation_schedule(recipe, found),
         "export": export_plan(recipe),
         "card": card_skeleton(recipe, found),
     }
+
+
+def _at_given_mfu(found: dict[str, Any], compute: dict[str, Any]) -> dict[str, Any]:
+    """Times at the MFU that was given: beside it, those of the layouts' own would be of another plan."""
+    more = found.get("more_devices") or []
+    steps = found["seconds"] / found["layout"]["step_seconds"] if found.get("layout") else 1.0
+    rate = compute["peak_flops"] * compute["mfu"] * steps
+    rows = [
+        row | {"mfu": compute["mfu"], "step_seconds": compute["flops"] / (rate * row["devices"])} if row["mfu"] else row
+        for row in more
+    ]
+    return {"seconds": compute["wall_clock_seconds"], "more_devices": rows}
 
 
 def parts(plan: dict[str, Any]) -> list[Part]:

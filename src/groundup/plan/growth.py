@@ -11,7 +11,7 @@ from groundup.model.config import ModelConfig
 from groundup.plan.ask import LARGEST, Ask
 from groundup.plan.design import Design, design
 from groundup.plan.reasons import cache_bytes
-from groundup.plan.shapes import Given
+from groundup.plan.shapes import Given, shared_batch
 from groundup.plan.transfer import MOST_RATE, Suggestion, transfer
 
 FACTORS = (2, 10)
@@ -21,6 +21,7 @@ DEVICE_BYTES = 80e9  # the usual data-centre accelerator
 STATE_SHARE = 0.6  # of a device for those states; the rest is for activations and logits
 NODE = 8  # devices that share a fast link
 DEVICE_FLOPS = 0.4 * 989e12  # one H100 in bf16 at an MFU of 40%
+SHARING = 64  # devices that a batch is rounded for
 LONGEST_DAYS = 90.0  # of one training run
 UNIQUE_TOKENS = 15e12  # the largest open corpus of web text (FineWeb, arXiv 2406.17557)
 
@@ -40,7 +41,10 @@ def hyperparameters(d: Design) -> Suggestion:
     n = d.parameters
     seen = n["active"] - n["embedding"] * (not d.config.tied)  # a tied table is the head
     found = transfer("olmo-ladder", seen, d.tokens, d.config.context)
-    return replace(found, learning_rate=min(found.learning_rate, MOST_RATE))
+    rows = shared_batch(found.batch_size, SHARING)
+    return replace(
+        found, batch_size=rows, batch_tokens=rows * d.config.context, learning_rate=min(found.learning_rate, MOST_RATE)
+    )
 
 
 def states(d: Design) -> float:
@@ -135,5 +139,6 @@ def breaks_first(d: Design) -> list[tuple[float, str]]:
         ),
     )
     steps = [10 ** (i / 40) for i in range(400)]
-    met = sorted((next(f for f in steps if over(f)), text) for text, over in limits)
+    # a run of a few tokens meets some limit never
+    met = sorted((f, text) for text, over in limits if (f := next((f for f in steps if over(f)), None)) is not None)
     return [item for item in met if item[0] <= max(FACTORS)] or met[:1]

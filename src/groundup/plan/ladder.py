@@ -13,6 +13,7 @@ from typing import Any
 from groundup.errors import UserError, did_you_mean, problems
 from groundup.model.config import ModelConfig
 from groundup.model.flops import train_flops_per_token
+from groundup.plan.ask import MOST_FLOPS, MOST_TOKENS
 from groundup.plan.host import Host
 from groundup.plan.resolve import model_config, resolve
 from groundup.plan.transfer import MOST_RATE, RULES, Suggestion, fitted_parameters, transfer
@@ -194,10 +195,10 @@ def sizes(text: str, option: str) -> tuple[Size, ...]:
 
 def counts(text: str, option: str) -> tuple[int, ...]:
     """'200K,1.5M' -> (200000, 1500000). Errors: UserError naming each word that is no count."""
-    return tuple(round(value) for value in numbers(text, option, "200K or 1.5M"))
+    return tuple(round(value) for value in numbers(text, option, "200K or 1.5M", MOST_TOKENS))
 
 
-def numbers(text: str, option: str, like: str) -> tuple[float, ...]:
+def numbers(text: str, option: str, like: str, most: float = MOST_FLOPS) -> tuple[float, ...]:
     """'20,40' -> (20.0, 40.0); K, M and B are understood. Errors: UserError naming each word that is no number."""
     out: list[float] = []
     wrong = []
@@ -206,8 +207,8 @@ def numbers(text: str, option: str, like: str) -> tuple[float, ...]:
             value = float(parse_count(word))
         except (ValueError, TypeError):
             value = -1.0
-        if not 0 < value < float("inf"):
-            wrong.append(f'"{word}" is not a number above 0: write {like}')
+        if not 0 < value <= most:
+            wrong.append(f'"{word}" is not a number above 0, up to {most:.0e}: write {like}')
         out.append(value)
     problems(option, wrong)
     return tuple(out)

@@ -148,6 +148,7 @@ def smaller(law: Law, parameters: float, tokens: float, times: float) -> Smaller
 
 R_DATA = 15.387756  # arXiv 2305.16264, appendix A: repetitions after which more of the same data is worth little
 R_PARAMETERS = 5.309743  # the same for parameters past what the unique data calls for
+STRAY = 0.005  # epochs: whole steps pass an epoch's end by a little, and that is no further epoch
 FREE_EPOCHS = 4  # up to here repeated data is nearly as good as new (arXiv 2305.16264, section 6)
 
 
@@ -162,7 +163,11 @@ def effective_parameters(parameters: float, unique: float, law: Law = MUENNIGHOF
 
 
 def constrained_loss(parameters: float, tokens: float, unique: float, law: Law = MUENNIGHOFF) -> float:
-    """L(N', D'): the loss when `tokens` are drawn from `unique` ones (arXiv 2305.16264, equation 4)."""
+    """L(N', D'): the loss when `tokens` are drawn from `unique` ones (arXiv 2305.16264, equation 4).
+
+    Of more unique tokens than are seen, those that are seen count.
+    """
+    unique = min(unique, tokens)
     return law.loss(effective_parameters(parameters, unique, law), effective_data(unique, tokens))
 
 
@@ -180,9 +185,9 @@ class Repetition:
 def repetition(parameters: float, tokens: float, unique: float, law: Law = MUENNIGHOFF) -> Repetition:
     """Epochs, effective tokens and the loss they cost."""
     effective, epochs = effective_data(unique, tokens), tokens / unique
-    n = effective_parameters(parameters, unique, law)
-    penalty = law.loss(n, effective) - law.loss(n, tokens)
-    return Repetition(epochs, effective, effective / tokens, epoch_value(math.ceil(epochs)), penalty)
+    # New data would also make more of the parameters count: both terms of the law change.
+    penalty = constrained_loss(parameters, tokens, unique, law) - constrained_loss(parameters, tokens, tokens, law)
+    return Repetition(epochs, effective, effective / tokens, epoch_value(math.ceil(epochs - STRAY)), penalty)
 
 
 def epoch_value(epoch: int) -> float:

@@ -28,7 +28,11 @@ ACHIEVABLE = 0.5
 MOST_TENSOR = 8  # past a node, tensor parallelism waits for the network
 LINKS = 0.7  # share of a link's rate that collectives reach. Default, not tuned
 CONTEXT_PART = 8192  # tokens of a sequence that a device keeps at least under context parallelism
-MUCH = 1.05  # layouts within 5% of the fastest are level, and the simplest of them is taken
+LEVEL = 1.05  # layouts within 5% of the fastest are level, and the simplest of them is taken
+# A kind of parallelism more is worth its trouble where it saves a fifth of the time. Default, not tuned: twice what
+# the model of the times is off by; tensor parallelism changes the model's code, and its many small sums have a latency
+# that is not counted here.
+WORTH = 1.25
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,20 @@ class Layout:
 def best_layout(job: Job, device: Device, devices: int | None = None, most: int = 65536) -> Layout | None:
     """The layout for `devices`, or for the fewest that hold the job; None when none does.
 
-    Of the layouts that fit, the simplest that is within 5% of the fastest.
+    FSDP first: a layout with fewer kinds of parallelism is left only where none of its kind fits, or where the fastest
+    of all takes a fifth less time. Of those with as few kinds, the simplest that is within 5% of the fastest; of equals,
+    the one with the fewest micro-batches: larger ones fill a device, which the model of the times does not see.
     """
     for n in [devices] if devices else sizes(device, most):
         fitting = [layout for layout in layouts(job, device, n) if layout.memory.total <= USABLE * device.memory]
         if fitting:
             fastest = min(layout.times.total for layout in fitting)
-            level = [layout for layout in fitting if layout.times.total <= MUCH * fastest]
-            chosen = min(level, key=lambda layout: (_simplicity(layout), layout.times.total))
+            worth = [layout for layout in fitting if layout.times.total <= WORTH * fastest]
+            fewest = min(_kinds(layout) for layout in worth)
+            alike = [layout for layout in worth if _kinds(layout) == fewest]
+            fastest = min(layout.times.total for layout in alike)
+            level = [layout for layout in alike if layout.times.total <= LEVEL * fastest]
+            chosen = min(level, key=lambda layout: (_simplicity(layout), layout.times.total, layout.micro_batches))
             return _explained(chosen, job, device)
     return None
 
@@ -137,11 +147,12 @@ def layouts(job: Job, device: Device, devices: int) -> Iterator[Layout]:
         rows = job.batch_size // degrees.batch_ways
         pipe = degrees.pipe
         # A pipeline wants many small micro-batches; without one, larger ones waste less
-        micros = {1} if pipe > 1 else {m for m in (1, 2, 4, 8, 16, 32, 64) if m <= rows} | {min(rows, 64)}
+        # (and all of one step are alike: no sequence is left over).
+        micros = {1} if pipe > 1 else {m for m in (1, 2, 4, 8, 16, 32, 64) if rows % m == 0}
         for micro in sorted(micros):
             for checkpoint in ("none", "full"):
                 work = Work(micro, job.length, job.precision, "cuda", job.documents)
-                step = Step(work, math.ceil(rows / micro), job.optimizer, checkpoint)
+                step = Step(work, rows // micro, job.optimizer, checkpoint)
                 times = step_times(job, device, degrees, step)
                 yield Layout(
                     degrees, micro, step.micro_batches, checkpoint, training(job.config, step, degrees), times,
@@ -150,16 +161,22 @@ def layouts(job: Job, device: Device, devices: int) -> Iterator[Layout]:
 
 
 def splits(job: Job, device: Device, devices: int) -> Iterator[Degrees]:
-    """Degrees whose product is `devices` and that divide what they split."""
+    """Degrees whose product is `devices` and that divide what they split.
+
+    Every group of devices sees equally many sequences of a batch: what is left over would be dropped, or wait for.
+    """
     c = job.config
     for tensor in _doubling(min(MOST_TENSOR, device.node, devices)):
-        if c.n_heads % tensor or c.n_kv_heads % tensor or c.d_ff % tensor:
+        hidden = c.moe.d_expert if c.moe else c.d_ff
+        if c.n_heads % tensor or c.n_kv_heads % tensor or c.d_ff % tensor or hidden % tensor:
             continue
         for pipe in _doubling(min(16, c.n_layers, devices // tensor)):
+            # across nodes alone: a stage is whole nodes, and none of them is without layers
+            if pipe > 1 and (devices // pipe % device.node or (pipe - 1) * math.ceil(c.n_layers / pipe) >= c.n_layers):
+                continue
             for context in _doubling(max(1, min(job.length // CONTEXT_PART, devices // tensor // pipe))):
                 left, over = divmod(devices, tensor * pipe * context)
-                # every group of devices needs a sequence of its own
-                if over or left > job.batch_size:
+                if over or job.batch_size % left:
                     continue
                 yield Degrees(1, left, tensor, pipe, context)
                 inside = max(1, device.node // tensor)
@@ -178,8 +195,9 @@ def step_times(job: Job, device: Device, degrees: Degrees, step: Step) -> Times:
     sharding: FSDP gathers the weights twice and scatters the gradients once a micro-batch, 3 times the bytes of a
       layer's weights (ZeRO, arXiv 1910.02054, section 7), over the slowest link that the group spans; the ring of
       context parallelism passes keys and values on (arXiv 2310.01889).
-    tensor: 2 all-reduces a layer forward and 2 backward (Megatron-LM, arXiv 1909.08053, figure 4), each of 2 (t-1)/t
-      times the activations (as gather and scatter under sequence parallelism, arXiv 2205.05198, section 4.2.2).
+    tensor: 2 all-reduces a layer forward (again with checkpointing) and 2 backward (Megatron-LM, arXiv 1909.08053,
+      figure 4), each of 2 (t-1)/t times the activations (as gather and scatter under sequence parallelism, arXiv
+      2205.05198, section 4.2.2).
     bubble: (p - 1) / m of the pipeline's work (PipeDream-flush, arXiv 2104.04473, section 2.2).
     """
     c, w, m = job.config, step.work, step.micro_batches
@@ -203,7 +221,8 @@ def step_times(job: Job, device: Device, degrees: Degrees, step: Step) -> Times:
         sharding += 2 * FP32 * n / group * (r - 1) / r / speed(device, degrees.devices)
     tensor = 0.0
     if t > 1:
-        tensor = 4 * c.n_layers / p * 2 * (t - 1) / t * here * c.d_model * s / speed(device, t)
+        sums = 6 if step.checkpoint == "full" else 4  # the forward pass that is done again sums again
+        tensor = sums * c.n_layers / p * 2 * (t - 1) / t * here * c.d_model * s / speed(device, t)
     bubble = (p - 1) / m * (max(compute, sharding) + tensor)
     return Times(compute, memory, sharding, tensor, bubble)
 
@@ -224,6 +243,12 @@ def mfu(job: Job, device: Device, degrees: Degrees, times: Times) -> float:
     """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): the model's FLOPs, without those done twice."""
     flops = train_flops_per_token(job.config, job.length) * job.batch_size * job.length
     return flops / (times.total * device.rate(job.precision) * degrees.devices)
+
+
+def _kinds(layout: Layout) -> int:
+    """Kinds of parallelism beyond FSDP."""
+    d = layout.degrees
+    return (d.tensor > 1) + (d.pipe > 1) + (d.context > 1)
 
 
 def _simplicity(layout: Layout) -> int:

@@ -11,6 +11,7 @@ from groundup.model.config import GATED, ModelConfig
 from groundup.model.count import count
 from groundup.model.obstacles import check_heads
 from groundup.plan.host import Host
+from groundup.plan.shapes import shared_batch
 from groundup.plan.transfer import MOST_RATE, Suggestion, fitted_parameters, transfer
 from groundup.recipe.load import parse_recipe
 from groundup.recipe.schema import Recipe
@@ -32,10 +33,13 @@ class Resolved:
     source: str
 
 
-def resolve(recipe: Recipe, host: Host, char_vocab: int | None = None) -> tuple[Recipe, list[Resolved]]:
-    """Every `auto` in the recipe made explicit; a pure function of (recipe, host, char_vocab).
+def resolve(
+    recipe: Recipe, host: Host, char_vocab: int | None = None, devices: int = 1
+) -> tuple[Recipe, list[Resolved]]:
+    """Every `auto` in the recipe made explicit; a pure function of (recipe, host, char_vocab, devices).
 
-    char_vocab: characters in the corpus + byte fallback + specials; needed for tokenizer.kind: char.
+    char_vocab: characters in the corpus + byte fallback + specials; needed for tokenizer.kind: char. devices: that are
+    to share an `auto` batch of pretraining evenly.
     Raises UserError listing all impossible dimensions, with the nearest valid ones.
     """
     tree: dict[str, Any] = recipe.model_dump(mode="json")
@@ -61,7 +65,7 @@ def resolve(recipe: Recipe, host: Host, char_vocab: int | None = None) -> tuple[
     problems("model", config.problems() or _off_target(config, recipe))
     for stage in ("pretrain", "sft", "dpo", "grpo"):
         if tree.get(stage) is not None:
-            _training(tree, stage, config, host, put)
+            _training(tree, stage, config, host, put, devices)
     return parse_recipe(tree, "resolved recipe"), notes
 
 
@@ -118,6 +122,8 @@ def _off_target(config: ModelConfig, recipe: Recipe) -> list[str]:
     given = [k for k in ("d_model", "n_layers", "n_heads", "d_ff") if getattr(recipe.model, k) != "auto"]
     if given:
         advice = f"leave params away, or set {' and '.join(given)} to auto"
+    elif total < target:
+        advice = f"set params to {total:,}, the largest that is searched for"
     else:
         embedding = count(config)["embedding"]
         advice = (
@@ -185,13 +191,15 @@ def _advice(pretrain: dict[str, Any], config: ModelConfig) -> Suggestion:
     return found
 
 
-def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host, put: Any) -> None:
+def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host, put: Any, devices: int) -> None:
     s = tree[stage]
     n = count(config)["total"]
     pretraining = stage == "pretrain"
     advice = _advice(tree["pretrain"], config)
     if pretraining:
-        put("pretrain.batch_size", advice.batch_size, "from size and tokens", advice.source)
+        batch = shared_batch(advice.batch_size, devices)
+        why = "from size and tokens" + (", rounded so that devices share it" if batch != advice.batch_size else "")
+        put("pretrain.batch_size", batch, why, advice.source)
     per_step = s["batch_size"] * config.context
     steps = max(1, round(TOKENS_PER_PARAMETER * n / per_step))
     if pretraining:

@@ -106,6 +106,18 @@ def experts(d_model: int, params: int) -> MixtureOfExperts:
     return MixtureOfExperts(n, k, max(multiple, round(8 * d_model / 3 / k / multiple) * multiple), z_weight=0.001)
 
 
+def shared_batch(batch: int, devices: int) -> int:
+    """The batch nearest to `batch`, sequences, that so many devices share evenly.
+
+    Where that would move it by more than a sixteenth, half as many are to share it, and so on: the others split the
+    model. A batch that is no multiple would leave sequences out of each step, or ranks without work.
+    """
+    ways = devices
+    while ways > max(1, batch // 8):
+        ways = ways // 2 if ways % 2 == 0 else 1
+    return max(1, round(batch / ways)) * ways
+
+
 def fit(target: int, kept: dict[str, Any], given: Given, attention: str = "auto", moe: bool = False) -> ModelConfig:
     """The shape nearest to `target` parameters in sound proportions; `kept` holds the fields that are no dimension.
 

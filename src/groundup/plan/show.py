@@ -20,7 +20,7 @@ def show(plan: dict[str, Any]) -> None:
         table.add_row(f"parameters, {name}" if name == "total" else f"  {name}", f"{parameters[name]:,}")
     table.add_section()
     table.add_row("tokens", f"{plan['tokens']:,}  ({plan['tokens_note']})")
-    if "repetition" in plan["data"]:
+    if plan["data"]["repetition"]:
         table.add_row("  repetition", plan["data"]["repetition"]["note"])
     table.add_row("FLOPs", f"{plan['flops']:.3g}  ({plan['flops_per_token']:.3g} a token)")
     if plan["memory"]:
