@@ -163,6 +163,33 @@ def test_half_precision_comes_out_as_it_went_in(checkpoints: dict[str, Path], tm
         assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, went_in[name]), name
 
 
+@pytest.mark.parametrize("kind", ["llama3", "qwen3"])
+def test_a_special_beyond_the_rows_is_exported_too(kind: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Bug: [PAD], added to the tokenizer and not to the model, is imported, and then both exports are refused."""
+    from groundup.model.interchange.gguf_tokenizer import gguf_tokenizer
+
+    source = Path(shutil.copytree(checkpoints[kind], tmp_path / "source"))
+    content, names = (json.loads((source / f).read_text()) for f in ("tokenizer.json", "tokenizer_config.json"))
+    rows = json.loads((source / "config.json").read_text())["vocab_size"]
+    last = max(token["id"] for token in content["added_tokens"])
+    filler = [(i, f"<|filler{i}|>") for i in range(last + 1, rows)]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] += [{"id": i, "content": name, **flags} for i, name in [*filler, (rows, "[PAD]")]]
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    (source / "tokenizer_config.json").write_text(json.dumps({**names, "pad_token": "[PAD]"}))
+    imported(source, tmp_path / "run")
+    for to, out in (("hf", tmp_path / "hf"), ("gguf", tmp_path / "x.gguf")):
+        result = groundup("export", tmp_path / "run", "--to", to, "--out", out)
+        assert result.code == 0, result.err
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.convert_tokens_to_ids("[PAD]") == rows
+    made = gguf_tokenizer(source, rows)
+    assert (
+        len(made.fields["tokenizer.ggml.tokens"]) == rows and "[PAD]: beyond the model's rows, left out" in made.notes
+    )
+    assert made.fields["tokenizer.ggml.padding_token_id"] == made.fields["tokenizer.ggml.eos_token_id"]
+
+
 def test_rows_beyond_the_tokenizer_are_never_drawn(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Bug: a padded vocabulary (Qwen) gives ids that stand for nothing, and decoding breaks."""
     from groundup.infer.engine import Engine
@@ -290,6 +317,14 @@ def _damage(folder: Path, what: str) -> None:
     elif what == "unknown architecture":
         content = json.loads(config.read_text())
         config.write_text(json.dumps({**content, "architectures": ["BirdForCausalLM"], "model_type": "bird"}))
+    elif what == "config list":
+        config.write_text("[1]")
+    elif what == "cut config":
+        config.write_text(config.read_text()[:50])
+    elif what == "adapter":
+        config.unlink()
+        weights.rename(folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "lab/model"}')
     elif what == "no eos":
         (folder / "tokenizer_config.json").write_text('{"eos_token": null, "chat_template": "{{ 1 }}"}')
     elif what == "word pieces":
@@ -313,6 +348,9 @@ WRONG = {
     "cut weights": "model.safetensors",
     "cut tokenizer": "tokenizer.json",
     "unknown architecture": "BirdForCausalLM",
+    "config list": "config.json is not a JSON object: fetch it again",
+    "cut config": "fetch it again",  # not "delete the folder it is in", which read_json advises for files of ours
+    "adapter": "is an adapter of lab/model",
     "no eos": "names no eos_token",
     "word pieces": "WordPiece",
     "another's tokenizer": "is it this model's tokenizer?",

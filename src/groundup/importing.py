@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from groundup.console import Reporter
-from groundup.errors import UserError
+from groundup.errors import UserError, problems
+from groundup.model.interchange.configs import read_config
+from groundup.model.interchange.tensors import adapter_problems
 from groundup.pipeline import ORIGIN, OWN, RESOLVED, Pipeline
 from groundup.record.files import atomic_folder, atomic_write, write_json
 from groundup.stages import checkpoint
@@ -52,6 +54,9 @@ def import_checkpoint(folder: Path, out: Path, name: str | None, reporter: Repor
     given = str(Path(folder).absolute())
     if not Path(given).exists():
         raise UserError(checkpoint.not_there(str(folder)))
+    problems(given, adapter_problems(Path(given)))
+    if (Path(given) / "config.json").is_file():
+        read_config(Path(given) / "config.json")
     start = checkpoint.read(Path(given), given)
     open_tokenizer(start)
     again = _imported_before(out, start)

@@ -261,6 +261,11 @@ BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_scaling": {"rope_type": "linear"}},
         "rope_scaling.factor is missing",
     ),
+    "trained on nothing": (
+        "llama-3.1-8b",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}},
+        "rope_scaling.original_max_position_embeddings must be at least 1",
+    ),
     "llama3 without its factors": (
         "llama-3.1-8b",
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
@@ -299,6 +304,29 @@ BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {
         "a value is of the wrong kind",
     ),
     "layers as a word": ("qwen3-8b", {"layer_types": 36}, "a value is of the wrong kind"),
+    "no causal mask": ("llama-3.1-8b", {"is_causal": False}, "is_causal False cannot be expressed"),
+    "architecture against model_type": (
+        "llama-3.1-8b",
+        {"model_type": "mistral", "sliding_window": 9},
+        "architectures says LlamaForCausalLM, whose model_type is llama, but model_type says 'mistral'",
+    ),
+    "architectures as a word": ("llama-3.1-8b", {"architectures": "LlamaForCausalLM"}, "must be a list of names"),
+    "architectures as an object": ("llama-3.1-8b", {"architectures": {"a": 1}}, "must be a list of names"),
+    "architectures in a list": ("llama-3.1-8b", {"architectures": [["a"]]}, "must be a list of names"),
+    "model_type as a list": ("llama-3.1-8b", {"architectures": None, "model_type": ["llama"]}, "is not one of"),
+    "pictures too": (
+        "gemma-3-1b",
+        {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": {}},
+        "reads more than text",
+    ),
+    "cap of nothing on scores": ("gemma-2-2b", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0"),
+    "cap of nothing on logits": ("gemma-3-1b", {"final_logit_softcapping": 0}, "final_logit_softcapping is 0"),
+    "scaling in the words of old in gemma 3": (
+        "gemma-3-1b",
+        {"rope_scaling": {"type": "linear", "factor": 8.0}},
+        'rope_scaling has "type", which transformers 4 computes here and 5 passes over',
+    ),
+    "tied as a word": ("llama-3.1-8b", {"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
     "heads do not divide": ("gpt2", {"n_head": 7}, "n_embd 768 is not divisible by n_head 7"),
     "heads and kv heads": ("llama-3.1-8b", {"num_key_value_heads": 7}, "nearest n_kv_heads"),
 }
@@ -311,6 +339,13 @@ def test_what_cannot_be_expressed_is_refused(case: str) -> None:
     with pytest.raises(UserError) as error:
         config_from_hf({**PUBLISHED[preset], **changes})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", [[1], None, "x"])
+def test_a_config_that_is_no_object(content: Any) -> None:
+    """Bug: 'list' object has no attribute 'get'."""
+    with pytest.raises(UserError, match="is not a JSON object"):
+        config_from_hf(content)
 
 
 def test_all_problems_are_said_at_once() -> None:

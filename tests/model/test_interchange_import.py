@@ -125,6 +125,55 @@ def test_gpt2_as_it_stands_on_the_hub(tmp_path: Path) -> None:
     assert equal(model, tmp_path / "ours")
 
 
+@pytest.mark.parametrize("moe", [None, {"n_experts": 4, "top_k": 2, "d_expert": 24}])
+def test_llamas_files_without_a_prefix(moe: Any, tmp_path: Path) -> None:
+    """Bug: a file saved from LlamaModel, or one with nothing of ours in it, ends in "unhashable type: 'slice'", for
+    q, k and v have a place in a fused matrix, unlike anything of GPT-2's."""
+    model, tensors = checkpoint(tmp_path / "hf", moe=moe)
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    rewrite(tmp_path / "hf", bare | {"rotary_emb.inv_freq": torch.ones(4)})
+    assert import_hf(tmp_path / "hf", tmp_path / "ours")["ignored"] == ["rotary_emb.inv_freq"]
+    assert equal(model, tmp_path / "ours")
+    rewrite(tmp_path / "hf", {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()})
+    assert "embed_tokens.weight is missing" in refused(tmp_path / "hf", tmp_path / "other")
+
+
+@pytest.mark.parametrize("shape", [{}, GPT2])
+def test_a_tied_matrix_under_the_heads_name(shape: dict[str, Any], tmp_path: Path) -> None:
+    """Bug: safetensors' save_model keeps the first name of a shared matrix, lm_head; refused as without embedding."""
+    model, tensors = checkpoint(tmp_path / "hf", **{**shape, "tied": True})
+    name = next(name for name in tensors if "embed_tokens" in name or "wte" in name)
+    rewrite(tmp_path / "hf", {("lm_head.weight" if n == name else n): tensor for n, tensor in tensors.items()})
+    assert import_hf(tmp_path / "hf", tmp_path / "ours")["ignored"] == []
+    assert equal(model, tmp_path / "ours")
+
+
+def test_an_index_left_over_beside_the_whole_file(tmp_path: Path) -> None:
+    """Bug: a stale index wins over model.safetensors, which transformers reads: refused, or older weights read."""
+    model, tensors = checkpoint(tmp_path / "hf")
+    save_file(
+        {name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "hf" / "model-00001-of-00001.safetensors"
+    )
+    where = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (tmp_path / "hf" / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    import_hf(tmp_path / "hf", tmp_path / "ours")
+    assert equal(model, tmp_path / "ours")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    (tmp_path / "hf" / INDEX).write_text(json.dumps({"weight_map": {}}))
+    assert "lists no tensors" in refused(tmp_path / "hf", tmp_path / "other")
+
+
+def test_an_adapter_is_told_for_what_it_is(tmp_path: Path) -> None:
+    """Bug: every tensor is called missing, or config.json is, and nobody says that there is no model here."""
+    checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "adapter_model.safetensors")
+    (tmp_path / "hf" / "adapter_config.json").write_text('{"base_model_name_or_path": "lab/model"}')
+    message = refused(tmp_path / "hf", tmp_path / "ours")
+    assert "is an adapter of lab/model" in message and "merge_and_unload" in message
+    (tmp_path / "hf" / "adapter_config.json").write_text("[]")
+    assert "is an adapter of a model" in refused(tmp_path / "hf", tmp_path / "ours")
+
+
 def test_the_head_of_a_tied_model(tmp_path: Path) -> None:
     """Bug: a head that differs from the embedding is dropped because config.json says tied (or left at its default)."""
     model, tensors = checkpoint(tmp_path / "hf", tied=True)

@@ -6,8 +6,10 @@ that back (`hf_obstacles`), so a field that no part handles comes back with its 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from groundup.errors import UserError, did_you_mean, problems
@@ -16,7 +18,8 @@ from groundup.model.interchange.families import FAMILIES, Family
 from groundup.model.interchange.keys import Keys
 from groundup.model.interchange.rope import rope_base
 
-NEVER = {"quantization_config": (None,)}
+# is_causal: transformers' masks obey it in every family; embedders made of language models set it to false.
+NEVER: dict[str, tuple[Any, ...]] = {"is_causal": (None, True)}
 
 # From a config.json to our config.
 
@@ -34,22 +37,54 @@ def config_from_hf(content: Mapping[str, Any], where: str = "config.json") -> Mo
     return config
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json as it lies on the disk. Raises UserError when it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object: fetch it again")
+    return content
+
+
 def family_of(content: Mapping[str, Any], where: str = "config.json") -> Family:
     """The family a config.json names: by its first architecture, or else by its model_type."""
-    named = content.get("architectures") or []
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} is not a JSON object: fetch it again")
+    named, kind = content.get("architectures") or [], content.get("model_type")
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UserError(f"{where}: architectures must be a list of names (got {named!r})")
     kinds = {family.model_type: family for family in FAMILIES.values()}
-    if named:
-        if named[0] in FAMILIES:
-            return FAMILIES[named[0]]
-        raise UserError(f"{where}: {named[0]} is not read here{did_you_mean(str(named[0]), FAMILIES)}")
-    if content.get("model_type") in kinds:
-        return kinds[content["model_type"]]
-    raise UserError(f"{where}: model_type {content.get('model_type')!r} is not one of {', '.join(kinds)}")
+    if not named:
+        if isinstance(kind, str) and kind in kinds:
+            return kinds[kind]
+        raise UserError(f"{where}: model_type {kind!r} is not one of {', '.join(kinds)}")
+    if named[0] not in FAMILIES:
+        if isinstance(content.get("text_config"), dict):
+            raise UserError(
+                f"{where}: {named[0]} reads more than text, and its language model (text_config) is not taken out of "
+                "it here: import a checkpoint of the language model alone"
+            )
+        raise UserError(f"{where}: {named[0]} is not read here{did_you_mean(named[0], FAMILIES)}")
+    family = FAMILIES[named[0]]
+    if kind not in (None, family.model_type):  # transformers goes by model_type, other readers by the architecture
+        raise UserError(
+            f"{where}: architectures says {named[0]}, whose model_type is {family.model_type}, but model_type says "
+            f"{kind!r}: readers would build different models; correct the one that is wrong"
+        )
+    return family
 
 
 def _read(family: Family, content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(fields of ModelConfig, or none of them, and everything that cannot be expressed)."""
     keys, fields_ = Keys(content, family.defaults), dict(family.fixed)
+    if (quantised := content.get("quantization_config")) is not None:
+        keys.found.append(
+            f"quantization_config {quantised}: quantised weights are not read, take the checkpoint before that"
+        )
     for key, values in (NEVER | family.only).items():
         if content.get(key) not in values:
             keys.found.append(f"{key} {content[key]!r} cannot be expressed")

@@ -49,7 +49,7 @@ def gguf_tokenizer(folder: Path, vocab_size: int, tokens: dict[str, int | None] 
     content, config = _read(folder / "tokenizer.json"), _read(folder / "tokenizer_config.json", needed=False)
     try:
         texts, types = _vocabulary(content, vocab_size)
-        ids = _special_ids(content, config, tokens or {})
+        ids = _special_ids(content, config, tokens or {}, vocab_size)
         if '"ByteLevel"' in json.dumps(content["pre_tokenizer"]):
             found = _bytes_fields(content)
         else:
@@ -67,6 +67,8 @@ def gguf_tokenizer(folder: Path, vocab_size: int, tokens: dict[str, int | None] 
         for token in content["added_tokens"]
         if token.get("lstrip") or token.get("rstrip")
     ]
+    if beyond := [t["content"] for t in content["added_tokens"] if int(t["id"]) >= vocab_size]:
+        found.notes.append(f"{', '.join(beyond)}: beyond the model's rows, left out")
     if spare := types.count(UNUSED):
         found.notes.append(f"{spare} rows of the model have no token: llama.cpp can draw them, groundup never does")
     found.fields = {
@@ -102,6 +104,7 @@ def _vocabulary(content: dict[str, Any], vocab_size: int) -> tuple[list[str], li
         raise UserError(f"its model is {content['model']['type']}: GGUF files are written for BPE alone")
     added = {int(token["id"]): token for token in content["added_tokens"]}
     by_id = {i: text for text, i in content["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    by_id = {i: text for i, text in by_id.items() if i < vocab_size or not _spare(added.get(i))}
     if by_id and max(by_id) >= vocab_size:
         raise UserError(
             f"its ids reach {max(by_id)}, the model's vocabulary is {vocab_size}: is it this model's tokenizer?"
@@ -124,7 +127,14 @@ def _vocabulary(content: dict[str, Any], vocab_size: int) -> tuple[list[str], li
     return texts, types
 
 
-def _special_ids(content: dict[str, Any], config: dict[str, Any], tokens: dict[str, int | None]) -> dict[str, Any]:
+def _spare(token: dict[str, Any] | None) -> bool:
+    """Whether a token may stand beyond the model's rows: a special that only the tokenizer has ([PAD])."""
+    return token is not None and bool(token["special"])
+
+
+def _special_ids(
+    content: dict[str, Any], config: dict[str, Any], tokens: dict[str, int | None], vocab_size: int
+) -> dict[str, Any]:
     """bos, eos, end of turn, padding, and whether a BOS is put before text.
 
     TRAP: where a file says nothing, llama.cpp takes ids of its own (11 for byte-level BPE), so every one is written.
@@ -138,11 +148,15 @@ def _special_ids(content: dict[str, Any], config: dict[str, Any], tokens: dict[s
     if named.get("eos") is None:
         raise UserError("no eos_token is named, so nothing would end a text: name it in tokenizer_config.json")
     bos, eos, end = named.get("bos"), named["eos"], named.get("end")
+    if (last := max(i for i in (bos, eos, end) if i is not None)) >= vocab_size:
+        raise UserError(f"its special ids reach {last}, the model's vocabulary is {vocab_size}: is it this model's?")
+    pad = named.get("pad")
+    pad = eos if pad is None or pad >= vocab_size else pad
     puts_bos = bos is not None and (own or _puts_bos(content, config, bos))
     ids = {
         "tokenizer.ggml.bos_token_id": eos if bos is None else bos,
         "tokenizer.ggml.eos_token_id": eos,
-        "tokenizer.ggml.padding_token_id": eos if named.get("pad") is None else named["pad"],
+        "tokenizer.ggml.padding_token_id": pad,
         "tokenizer.ggml.add_bos_token": puts_bos,
         "tokenizer.ggml.add_eos_token": False,
     }

@@ -123,7 +123,7 @@ def _special_ids(folder: Path, vocab_size: int) -> dict[str, int]:
         if isinstance(vocabulary, list):  # a Unigram model's: [piece, score] in the order of ids
             vocabulary = {piece: n for n, (piece, _) in enumerate(vocabulary)}
         vocabulary = vocabulary | {token["content"]: int(token["id"]) for token in content["added_tokens"]}
-        largest = max(vocabulary.values())
+        special = {token["content"] for token in content["added_tokens"] if token.get("special")}
         config = json.loads((folder / "tokenizer_config.json").read_bytes())
         named = {key: config.get(f"{key}_token") for key in ("bos", "eos")} | {"end": END}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -135,6 +135,8 @@ def _special_ids(folder: Path, vocab_size: int) -> dict[str, int]:
         if "eos" in ids
         else ["its tokenizer_config.json names no eos_token of the vocabulary: nothing would end a text"]
     )
+    # A special beyond the rows ([PAD], added to Llama 2's tokenizer alone) came so, and no text holds it.
+    largest = max((i for name, i in vocabulary.items() if name not in special or name in names.values()), default=0)
     if largest >= vocab_size:
         found.append(f"its ids reach {largest}, the model's vocabulary is {vocab_size}: is it this model's tokenizer?")
     problems(str(path), found)

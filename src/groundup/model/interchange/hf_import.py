@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from groundup.errors import UserError, problems
-from groundup.model.interchange.configs import config_from_hf, family_of
+from groundup.model.interchange.configs import config_from_hf, family_of, read_config
 from groundup.model.interchange.names import Entry, Piece, layout
-from groundup.model.interchange.tensors import NAMES, Checkpoint, Spec, write_tensors
-from groundup.record.files import atomic_file, read_json, write_json
+from groundup.model.interchange.tensors import NAMES, Checkpoint, Spec, adapter_problems, write_tensors
+from groundup.record.files import atomic_file, write_json
 
 # What some files carry besides, and nothing reads: tables of angles, GPT-2's causal masks.
-EXTRAS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+EXTRAS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+UNTIED = " (where the embedding is meant to be the head too, config.json needs tie_word_embeddings: true)"
 SHOWN = 10  # of a kind of problem
 
 
@@ -37,10 +39,9 @@ def import_hf(
         raise UserError(f"{folder} is not a folder; give the one that holds config.json and *.safetensors")
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the folder that is read: the model would be written over it; choose another")
-    content = read_json(folder / "config.json")
-    if not isinstance(content, dict):
-        raise UserError(f"{folder / 'config.json'} is not a JSON object: fetch it again")
+    problems(str(folder), adapter_problems(folder))
     where = str(folder / "config.json")
+    content = read_config(folder / "config.json")
     config, family = config_from_hf(content, where), family_of(content, where)
     checkpoint = Checkpoint(folder)
     stacked = any(name.endswith("experts.gate_up_proj") for name in checkpoint.files)
@@ -64,10 +65,10 @@ def _matched(checkpoint: Checkpoint, plan: dict[str, Entry], tied: bool) -> tupl
     head = {"lm_head.weight"} & there
     base = re.compile(r"^(model|transformer)\.")
     if not any(base.match(name) for name in there):  # saved from the model without its head, as gpt2 on the Hub is
-        renamed = {
-            piece: replace(piece, name=base.sub("", piece.name)) for entry in plan.values() for piece in entry.pieces
-        }
-        plan = {ours: Entry(entry.shape, [renamed[piece] for piece in entry.pieces]) for ours, entry in plan.items()}
+        plan = {ours: _renamed(entry, lambda name: base.sub("", name)) for ours, entry in plan.items()}
+    if tied and head and plan["embed.weight"].pieces[0].name not in there:
+        # a matrix held twice is saved once, and safetensors' save_model keeps the first of its names in the alphabet
+        plan["embed.weight"] = _renamed(plan["embed.weight"], lambda _: "lm_head.weight")
     wanted = {piece.name: piece for entry in plan.values() for piece in entry.pieces}
     extras = {name for name in there - set(wanted) if EXTRAS.search(name)}
     if tied and head and not head & set(wanted):
@@ -78,7 +79,7 @@ def _matched(checkpoint: Checkpoint, plan: dict[str, Entry], tied: bool) -> tupl
     kinds = [
         f"{name} is {spec.dtype}: quantised weights are not read" for name, spec, _ in both if spec.dtype not in NAMES
     ]
-    found = _some([f"{name} is missing" for name in missing])
+    found = _some([f"{name} is missing{UNTIED if name == 'lm_head.weight' else ''}" for name in missing])
     found += _some([f"{name} has no place in this architecture" for name in unexpected])
     found += _some(shapes) + _some(kinds)
     if not found and tied and "lm_head.weight" in extras:
@@ -90,6 +91,10 @@ def _matched(checkpoint: Checkpoint, plan: dict[str, Entry], tied: bool) -> tupl
             ]
     problems(str(checkpoint.folder), found)
     return plan, sorted(extras)
+
+
+def _renamed(entry: Entry, new: Callable[[str], str]) -> Entry:
+    return Entry(entry.shape, [replace(piece, name=new(piece.name)) for piece in entry.pieces])
 
 
 def _some(found: list[str]) -> list[str]:

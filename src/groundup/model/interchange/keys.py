@@ -40,6 +40,13 @@ class Keys:
         )
         return 1.0
 
+    def flag(self, name: str) -> bool:
+        """True or false; False in its place when it is neither."""
+        value = self.get(name)
+        if not isinstance(value, bool):
+            self.found.append(f"{name} must be true or false (got {value!r})")
+        return value is True
+
     def inside(self, name: str, content: dict[str, Any]) -> Keys:
         """Keys of an object inside this one; its problems come to the same list, under its name."""
         part = Keys(content, {})

@@ -47,7 +47,7 @@ class Sizes:
             "d_ff": keys.whole("intermediate_size"),
             "context": keys.whole("max_position_embeddings"),
             "norm_eps": keys.number("rms_norm_eps"),
-            "tied": keys.get("tie_word_embeddings"),
+            "tied": keys.flag("tie_word_embeddings"),
         }
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
@@ -127,6 +127,9 @@ class Gemma:
 
     def read(self, keys: Keys, so_far: dict[str, Any]) -> dict[str, Any]:
         scores, logits = keys.get("attn_logit_softcapping"), keys.get("final_logit_softcapping")
+        caps = {"attn_logit_softcapping": scores if self.caps_scores else None, "final_logit_softcapping": logits}
+        for key in (key for key, cap in caps.items() if cap == 0 and cap is not None):
+            keys.found.append(f"{key} is 0, and transformers divides by it: write null for no cap")
         if scores and not self.caps_scores:
             keys.found.append(f"attn_logit_softcapping {scores}: transformers does not compute it here")
         return {
@@ -161,7 +164,7 @@ class Gpt2:
             "d_ff": 4 * d if keys.get("n_inner") is None else keys.whole("n_inner"),
             "context": keys.whole("n_positions"),
             "norm_eps": keys.number("layer_norm_epsilon"),
-            "tied": keys.get("tie_word_embeddings"),
+            "tied": keys.flag("tie_word_embeddings"),
             "dropout": keys.number("resid_pdrop"),
         }
 

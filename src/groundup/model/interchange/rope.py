@@ -76,6 +76,11 @@ class LocalRope(Rope):
             keys.found.append("rope_parameters must hold full_attention and sliding_attention")
             given = {}
         everywhere = {**(given.get("full_attention") or {}), **(keys.get("rope_scaling") or {})}
+        if "rope_type" not in everywhere and everywhere.get("type", "default") != "default":
+            keys.found.append(
+                'rope_scaling has "type", which transformers 4 computes here and 5 passes over: write "rope_type", or '
+                "take rope_scaling out"
+            )
         local = given.get("sliding_attention") or {}
         if local.get("rope_type", "default") != "default":
             keys.found.append(
@@ -140,6 +145,8 @@ def scaling_from(keys: Keys, name: str, given: dict[str, Any], kind: str) -> dic
     longest = keys.whole("max_position_embeddings")
     # transformers lets a length beside the object win over the one inside
     original = keys.get("original_max_position_embeddings") or given.get("original_max_position_embeddings") or longest
+    if given.get("original_max_position_embeddings") == 0:
+        inside.found.append("original_max_position_embeddings must be at least 1 (got 0)")
     if kind == "yarn" and given.get("factor") is None:
         inside = keys.inside(name, given | {"factor": longest / original})
     factor = inside.number("factor")

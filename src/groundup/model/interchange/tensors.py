@@ -66,6 +66,9 @@ class Checkpoint:
 
     def _listed(self) -> dict[str, list[str] | None]:
         """File -> the tensors that the index says are in it (None: all that are)."""
+        single = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        if "model.safetensors" in single:  # as transformers: an index beside it is left over from an earlier save
+            return {"model.safetensors": None}
         if (self.folder / INDEX).exists():
             try:
                 where = json.loads((self.folder / INDEX).read_bytes())["weight_map"]
@@ -74,12 +77,13 @@ class Checkpoint:
                     listed.setdefault(str(file), []).append(name)  # type: ignore[union-attr]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{self.folder / INDEX} is damaged ({error!r}): fetch it again") from error
+            if not listed:
+                raise UserError(f"{self.folder / INDEX} lists no tensors: fetch it again")
             outside = [file for file in listed if Path(file).name != file]
             problems(str(self.folder / INDEX), [f"{file} is outside of the folder" for file in outside])
             return listed
-        single = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        if "model.safetensors" in single or len(single) == 1:
-            return {"model.safetensors" if "model.safetensors" in single else single[0]: None}
+        if len(single) == 1:
+            return {single[0]: None}
         if single:
             raise UserError(f"{self.folder} holds {len(single)} safetensors files and no {INDEX}: fetch the index too")
         pickled = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(kind))
@@ -112,3 +116,18 @@ class Checkpoint:
             self._open = None  # first: else two files are mapped at once
             self._open = (file, safe_open(self.folder / file, framework="pt"))
         return self._open[1].get_tensor(name)
+
+
+def adapter_problems(folder: Path) -> list[str]:
+    """That a folder is an adapter: a small change of a model that lies elsewhere, and no model."""
+    path = folder / "adapter_config.json"
+    if not path.is_file() or (folder / "model.safetensors").is_file() or (folder / INDEX).is_file():
+        return []
+    try:
+        base = json.loads(path.read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    return [
+        f"is an adapter of {base or 'a model'}, which lies elsewhere. Merge them with peft and import that: "
+        "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW_FOLDER)"
+    ]
