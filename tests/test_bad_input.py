@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from command import MICRO, Forked, groundup
 
@@ -77,9 +78,12 @@ TEXT_CASES: dict[str, tuple[bytes, list[str]]] = {
     "tab": (b"name: x\ndata:\n\tsources: 3\n", ["r.yaml:3: not valid YAML", "\\t"]),
     "two-documents": (b"name: x\n---\nname: y\n", ["r.yaml:2: not valid YAML"]),
     "control-character": (b"name: a\x00b\n", ["r.yaml: not valid YAML", "#x0000"]),
-    "holds-itself": (b"data: &a [*a]\n", ["r.yaml: not a recipe", "holds itself"]),
+    "holds-itself": (b"data: &a [*a]\n", ["r.yaml:1: not a recipe", "holds itself"]),
     "key-is-a-list": (b"name: x\n? [1, 2]\n: 3\n", ["r.yaml:2: not valid YAML: a key must be a word"]),
-    "key-is-a-number": (b"name: x\n1: 2\ndata: {sources: [{builtin: town}]}\n", ["keys should be strings (got 1)"]),
+    "key-is-a-number": (
+        b"name: x\n1: 2\ndata: {sources: [{builtin: town}]}\n",
+        ["1: unknown key (one of: base, card", "(line 2)"],
+    ),
     "not-utf8": (
         b"name: x\ndescription: caf\xe9\n",
         ["r.yaml: not UTF-8 text", "at byte 24", "save the recipe as UTF-8"],
@@ -89,6 +93,28 @@ TEXT_CASES: dict[str, tuple[bytes, list[str]]] = {
         b"name: x\nmodel:\n  d_model: 1\n  d_model: 2\n",
         ['r.yaml:4: not valid YAML: the key "d_model"'],
     ),
+    "tag-that-lies": (
+        b"name: x\nseed: !!int abc\n",
+        ['r.yaml:2: not valid YAML: "abc" cannot be read as int', "quotes"],
+    ),
+    "5,000-digits": (b"name: x\nseed: " + b"9" * 5000, ["r.yaml:2: not valid YAML", "cannot be read as int"]),
+    "nested-too-deeply": (b"name: " + b"[" * 3000 + b"]" * 3000, ["r.yaml: not a recipe", "nested too deeply"]),
+    "aliases-that-multiply": (
+        b"".join(b"k%d: &k%d [%s]\n" % (i, i, b",".join([b"*k%d" % (i - 1) if i else b"x"] * 9)) for i in range(20)),
+        ["k0: unknown key", "(line 1)", "k19: unknown key", "(line 20)"],
+    ),
+    "key-is-a-switch": (b"name: x\non: 2\n", ["on: unknown key", "(line 2)"]),
+    "key-is-empty": (b"name: x\n'': 2\n", ["'': unknown key", "(line 2)"]),
+    "key-with-a-dash": (
+        b"name: x\npretrain: {learning-rate: 3, batch-size: 3}\n",
+        ['pretrain.learning-rate: unknown key (did you mean "learning_rate"?)', 'mean "batch_size"?)  (line 2)'],
+    ),
+    "key-called-int": (b"name: x\nmodel: {int: 3, 'a[0]': 3}\n", ["model.int: unknown key", "model.a[0]: unknown key"]),
+    "key-with-dots": (
+        b"name: x\nmodel.d_model: 3\n",
+        ["model.d_model: unknown key (a file has no dotted keys: write d_model: below model:)  (line 2)"],
+    ),
+    "key-with-an-unseen-letter": ("name: x\n\u200bseed: 3\n".encode(), ["'\\u200bseed': unknown key (did you mean"]),
 }
 
 
@@ -107,6 +133,8 @@ def test_no_such_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     refused("plan", "nope.yaml", says=["no recipe at nope.yaml", "presets are town, wikipedia"])
     refused("run", "twon", says=['no recipe at twon (did you mean "town"?)'])
     refused("plan", "llama-3.1-8", says=['did you mean "llama-3.1-8b"?'])
+    refused("plan", "Qwen3_0.6B", says=['did you mean "qwen3-0.6b"?'])
+    refused("plan", "x" * 5000, says=["cannot be looked for (File name too long)"])
     refused("run", tmp_path, says=["is a folder; give a recipe file"])
 
 
@@ -161,6 +189,50 @@ def test_wrong_values_are_listed_all_at_once(make: Callable[..., Path]) -> None:
         assert line in message, line
 
 
+def test_the_right_value_is_named(make: Callable[..., Path]) -> None:
+    """Bugs: a misspelt choice gets the list without the nearest; `dictionary`, `tuple`, `instance of ModelSection` and
+    patterns where a recipe has sections, pairs and letters; `yes` taken for a rate of 1; a task section that "should be
+    a valid string"; 5,000 digits printed back."""
+    path = make(
+        device="cudaa",
+        description=3,
+        verify=None,
+        card="mine",
+        model={
+            "norm": "RMSNorm",
+            "mlp": "swigluu",
+            "bias": ["qvk"],
+            "tied": "ye",
+            "window_pattern": "LXG",
+            "window": True,
+        },
+        pretrain={"steps": "aut", "learning_rate": True, "betas": 0.9, "batch_size": "x" * 5000, "warmup": True},
+        evaluate={"tasks": [{"name": "a"}, 3]},
+    )
+    message = refused("plan", path, says=["17 problems"])
+    expected = [
+        "device: should be 'auto', 'cpu' or 'cuda' (got 'cudaa') (did you mean \"cuda\"?)  (line",
+        "description: should be text (got 3); put it in quotes  (line",
+        "verify: is empty: give keys below it, or leave it out  (line",
+        "card: should be a section, key: value lines below it (got 'mine')  (line",
+        "model.norm: should be 'rmsnorm' or 'layernorm' (got 'RMSNorm') (did you mean \"rmsnorm\"?)",
+        "(got 'swigluu') (did you mean \"swiglu\"?)",
+        "(got 'qvk') (did you mean \"qkv\"?)",
+        "model.tied: should be a valid boolean (got 'ye') (did you mean \"yes\"?)",
+        "model.window_pattern: should be of the letters L and G alone, as LLG (got 'LXG')",
+        "model.window: should be a number (got True)",
+        "pretrain.steps: should be a valid integer or 'auto' (got 'aut') (did you mean \"auto\"?)",
+        "pretrain.learning_rate: should be a number or 'auto' (got True)",
+        "pretrain.warmup: should be a number (got True)",
+        "pretrain.betas: should be two numbers, as [0.9, 0.95] (got 0.9)",
+        "... of 5,002 characters)",
+        "evaluate.tasks[0].path: required, but not given",
+        "evaluate.tasks[1]: should be text or a section, key: value lines below it (got 3)",
+    ]
+    for line in expected:
+        assert line in message, (line, message)
+
+
 VALUE_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no-source": ({"data": {"sources": []}}, ["data.sources", "at least 1 item"]),
     "path-and-builtin": (
@@ -172,7 +244,7 @@ VALUE_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"dpo": {"sources": [{"builtin": "town"}]}},
         ["dpo and grpo start from the SFT model: add an sft section"],
     ),
-    "name-with-slash": ({"name": "../x"}, ["name: string should match pattern", "'../x'"]),
+    "name-with-slash": ({"name": "../x"}, ["name: should be letters, digits, dots, dashes and underscores", "'../x'"]),
     "width-and-heads": (
         {"model": {"d_model": 32, "n_heads": 5}},
         ["d_model 32 is not divisible by n_heads 5; nearest valid pairs: 32/4, 32/2, 30/5, 35/5"],
@@ -197,6 +269,16 @@ VALUE_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["params asks for 20,000 parameters", "are the embedding of 512 tokens", "lower tokenizer.vocab_size"],
     ),
+    "layers-without-end": ({"model": {"n_layers": 10**8}}, ["model.n_layers: should be less than or equal to 10000"]),
+    "threads-without-end": ({"threads": 10**11}, ["threads: should be less than or equal to 1024"]),
+    "base-is-empty": ({"base": ""}, ["base: should not be empty (got '')"]),
+    "path-is-empty": ({"data": {"sources": [{"path": ""}]}}, ["data.sources[0].path: should not be empty"]),
+    "more-than-the-run": (
+        {"pretrain": {"schedule": "wsd", "warmup": 0.7, "decay": 0.5}},
+        ["pretrain: warmup 0.7 and decay 0.5 are more than the whole run: lower one  (line"],
+    ),
+    "beyond-64-bits": ({"model": {"d_ff": 10**400}}, ["model.d_ff: should be a smaller number or 'auto' (got 1000"]),
+    "name-too-long": ({"name": "a" * 101}, ["name: should be letters", "at most 100"]),
     "no-gpu": ({"device": "cuda"}, ["device: cuda, but torch", "set device: auto or cpu"]),
 }
 
@@ -209,12 +291,42 @@ def test_values_that_do_not_go_together(case: str, make: Callable[..., Path], mo
     refused("plan", make(**changes), says=says)
 
 
+def test_not_enough_memory(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a model that does not fit is a stack trace of torch's allocator; or every error counts as one of memory."""
+
+    def fails(error: Exception) -> None:
+        def load(*_: object) -> None:
+            raise error
+
+        for where in ("groundup.recipe.load.load_recipe", "groundup.pipeline.load_recipe"):
+            monkeypatch.setattr(where, load)
+
+    says = ["error: not enough memory: ", "lower micro_batch_size", "the same command goes on"]
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+    ):
+        fails(error)
+        refused("plan", make(), says=says)
+    fails(RuntimeError("another"))
+    with pytest.raises(RuntimeError, match="another"):
+        groundup("plan", make())
+
+
 SET_CASES = {
     "pretrain.stepz=3": ['pretrain.stepz: unknown key (did you mean "steps"?)  (--set)'],
     "pretrain.steps=soon": ["pretrain.steps: should be a valid integer or 'auto' (got 'soon')  (--set)"],
     "pretrain.steps": ['"pretrain.steps" is not key.path=value'],
     "=3": ['"=3" is not key.path=value'],
     "pretrain.steps=[": ["the value is not valid YAML"],
+    "pretrain.steps=!!int x": ["the value is not valid YAML", '"x" cannot be read as int'],
+    "model=" + "[" * 5000: ["the value is not valid YAML"],
+    "seed=1:30": ["seed: should be a valid integer (got '1:30')  (--set)"],
+    "data.sources.²=3": ['"data.sources.²": cannot set "²" there'],
+    "pretrain..steps=3": ['"pretrain..steps=3" is not key.path=value, as pretrain.steps=300'],
+    "pretrain.learning-rate=3": ['pretrain.learning-rate: unknown key (did you mean "learning_rate"?)  (--set)'],
+    "data.sources[4].path=x": ['there is no "4" to go into; it has 1 entries'],
     "model.d_model.x=3": ['"model.d_model.x": cannot set "x" there'],
     "data.sources.4.path=x": ['there is no "4" to go into; it has 1 entries, counted from 0'],
     "grpo.steps=3": ["grpo.sources: required, but not given"],
@@ -234,7 +346,8 @@ def test_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("new", "mine", says=["mine.yaml exists; choose another name, or delete it first"])
     refused("new", "x/y", says=['"x/y" is no name for a recipe'])
     refused("new", "z", "--from", "twon", says=['did you mean "town"?'])
-    for size in ("big", "infM", "1e6", ""):
+    refused("new", "a" * 101, says=["is no name for a recipe", "at most 100"])
+    for size in ("big", "infM", "1e6", "", "²", "1.00005k"):
         refused("new", "z", "--params", size, says=[f'--params "{size}" is not a size; write 1M'])
     for size in ("0", "-1M"):
         refused("new", "z", "--params", size, says=[f"--params {size}: a model has at least one parameter"])

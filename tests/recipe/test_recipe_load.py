@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 from groundup.errors import UserError
 from groundup.plan.host import Host
 from groundup.plan.resolve import resolve
+from groundup.recipe.explain import _PATTERNS
 from groundup.recipe.load import PRESETS, dump_recipe, load_recipe, parse_recipe
 from groundup.recipe.new import recipe_text
 from groundup.recipe.schema import Recipe, parse_count, walk
@@ -32,6 +35,25 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert (recipe.model.params, recipe.model.norm_eps) == (30_000_000, 1e-5)
     assert [parse_count(v) for v in ("2B", "1_000k", "auto", 7)] == [2_000_000_000, 1_000_000, "auto", 7]
     assert [parse_count(v) for v in ("infM", "xM", "M", "")] == ["infM", "xM", "M", ""]
+
+
+def test_counts_are_exact() -> None:
+    """Bugs: 1.005k is 1,004 steps, as floats have it; half a step is rounded away in silence."""
+    assert all(parse_count(f"{n / 1000:.3f}k") == n for n in range(1, 5000))
+    assert parse_count("405.853388800B") == 405_853_388_800
+    assert parse_count("1.0005k") == "1.0005k"
+
+
+def test_numbers_that_only_yaml_1_1_reads(tmp_path: Path) -> None:
+    """Bugs: `description: 2024-02-30` is a traceback and 2024-02-03 a date; 1:30 is the number 90, and 010 is 8."""
+    for day in ("2024-02-30", "2024-02-03", "1:30"):
+        assert load_recipe(write(tmp_path, SMALL + f"description: {day}\n")).description == day
+    assert load_recipe(write(tmp_path, SMALL + "seed: 010\n")).seed == 10
+    texts = ["1:30", "010", "09", "2024-02-03", "0x1f", "1_000", "~", "no", "1e5", "+3", ".5", "0b1"]
+    recipe = load_recipe(write(tmp_path, SMALL))
+    for text in texts:
+        again = recipe.model_copy(update={"description": text})
+        assert load_recipe(write(tmp_path, dump_recipe(again))) == again, text
 
 
 def test_byte_order_mark_and_unicode(tmp_path: Path) -> None:
@@ -58,6 +80,21 @@ def test_overrides(tmp_path: Path) -> None:
     assert recipe.pretrain.sample_prompts == ["The", "Once upon"]
     assert recipe.evaluate.limit is None
     assert load_recipe(path).sft is None
+
+
+def test_an_override_changes_one_place(tmp_path: Path) -> None:
+    """Bug: what an &anchor and its *alias share is changed in both places: --set sft.steps=5 shortens dpo too."""
+    text = SMALL + "sft: &stage {sources: [{builtin: town}], steps: 300}\ndpo: *stage\n"
+    recipe = load_recipe(write(tmp_path, text), ["sft.steps=5", "sft.sources[0].max_documents=9"])
+    assert recipe.sft is not None and recipe.dpo is not None
+    assert (recipe.sft.steps, recipe.dpo.steps) == (5, 300)
+    assert (recipe.sft.sources[0].max_documents, recipe.dpo.sources[0].max_documents) == (9, None)
+
+
+def test_every_pattern_has_words() -> None:
+    """Bug: a pattern is added or changed, and a wrong text gets a KeyError, or the bare pattern."""
+    patterns = re.findall(r'"pattern": "([^"]+)"', json.dumps(Recipe.model_json_schema()))
+    assert set(patterns) == set(_PATTERNS) and len(_PATTERNS) == 3
 
 
 def test_sections_are_frozen() -> None:
@@ -99,6 +136,13 @@ def test_a_preset_does_not_hide_a_missing_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no recipe at recipes/town"):
         load_recipe("recipes/town")
+
+
+def test_a_folder_does_not_hide_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: `groundup run town --runs .` makes the folder town, and the same command again refuses to go on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "town").mkdir()
+    assert load_recipe("town").name == "town"
 
 
 def test_new_recipe_of_another_size() -> None:

@@ -55,6 +55,10 @@ SetOpt = Annotated[
 JsonOpt = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
 StageOpt = Annotated[str | None, typer.Option("--stage", help="base, sft, dpo or grpo; default: the last one made")]
 RUNS = Path("runs")
+LESS_MEMORY = (
+    "lower micro_batch_size (the result stays the same), model.context or the model's size; `groundup plan` counts the "
+    "memory. What was finished is kept: the same command goes on"
+)
 
 
 def print_json(value: Any) -> None:
@@ -93,9 +97,23 @@ def main() -> None:
         _fail(str(e), 1)
     except (Interrupted, KeyboardInterrupt) as e:
         _fail(str(e) or "run the same command again to go on", 130, "stopped")
+    except (MemoryError, RuntimeError) as e:
+        if not _out_of_memory(e):
+            raise
+        _fail(f"not enough memory: {_first_line(e)}\n{LESS_MEMORY}", 2)
     except BrokenPipeError:  # `groundup ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """numpy raises MemoryError; torch a RuntimeError, on a GPU and off it, that only its words tell apart."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["nothing more is known"])[0][:200]
 
 
 def _fail(message: str, code: int, kind: str = "error") -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from groundup.errors import UserError, did_you_mean, problems
+from groundup.errors import UserError, nearest, problems
+from groundup.recipe.explain import Place, dotted, explain
 from groundup.recipe.schema import Recipe
 
 PRESETS = Path(__file__).parent / "presets"
 
-Lines = dict[tuple[Any, ...], str]  # path of a key -> "line 12", or "--set"
+Lines = dict[Place, str]  # place of a key -> "line 12", or "--set"
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -32,20 +32,20 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror or e})") from e
     try:
-        lines = _line_numbers(yaml.compose(text, Loader=_Loader))
+        lines = _line_numbers(file, yaml.compose(text, Loader=_Loader))
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         raise UserError(f"{where}: not valid YAML: {getattr(e, 'problem', None) or e}") from e
     except RecursionError as e:
-        raise UserError(f"{file}: not a recipe: something in it holds itself (an &anchor inside its own value)") from e
+        raise UserError(f"{file}: not a recipe: brackets or sections are nested too deeply") from e
     if not isinstance(tree, dict):
         raise UserError(f"{file}: a recipe is a mapping of sections (name:, data:, ...); see `groundup new`")
     found: list[str] = []
     for item in overrides or []:
         found += _override(tree, item)
-        place = tuple(int(part) if part.isdigit() else part for part in item.partition("=")[0].split("."))
+        place = _place_of(item.partition("=")[0])
         lines = {at: line for at, line in lines.items() if at[: len(place)] != place} | {place: "--set"}
     problems("--set", found)
     return parse_recipe(tree, str(file), lines)
@@ -56,31 +56,28 @@ def parse_recipe(tree: dict[str, Any], where: str, lines: Lines | None = None) -
     try:
         return Recipe.model_validate(tree)
     except ValidationError as e:
-        wrong: dict[tuple[Any, ...], list[Any]] = {}  # where -> what; a union complains once for each of its branches
-        for error in e.errors():
-            location = tuple(part for part in error["loc"] if not _is_union_tag(part))
-            wrong.setdefault(location, []).append(error)
         found = []
-        for location, errors in wrong.items():
-            line = _nearest_line(lines or {}, location)
-            found.append(f"{_dotted(location)}: {_explain(errors, location)}" + (f"  ({line})" if line else ""))
+        for place, what in explain(e, tree):
+            line = _nearest_line(lines or {}, place)
+            found.append(f"{dotted(place)}: {what}" + (f"  ({line})" if line else ""))
         problems(where, found)
         raise
 
 
 def find_recipe(path: str | Path) -> Path:
     """A file, or a preset by name ('town', 'recipes/town.yaml' when that file is not there is an error)."""
-    file = Path(path)
-    if file.is_file():
-        return file
-    if file.is_dir():
-        raise UserError(f"{file} is a folder; give a recipe file (.yaml)")
-    preset = PRESETS / f"{path}.yaml"
-    if os.sep not in str(path) and preset.is_file():
-        return preset
-    names = [p.stem for p in PRESETS.glob("*.yaml")]
+    file, preset = Path(path), PRESETS / f"{path}.yaml"
+    try:
+        if file.is_file():
+            return file
+        if os.sep not in str(path) and preset.is_file():  # before a folder: the run that `--runs .` made is called so
+            return preset
+        if file.is_dir():
+            raise UserError(f"{file} is a folder; give a recipe file (.yaml)")
+    except OSError as e:
+        raise UserError(f"{str(path)[:60]}...: cannot be looked for ({e.strerror or e})") from e
     word = file.name.removesuffix(".yaml")  # not the stem: llama-3.1-8b has a dot of its own
-    near = did_you_mean(word, names) if did_you_mean(word, names).startswith(" (did") else ""
+    near = nearest(word, [p.stem for p in PRESETS.glob("*.yaml")])
     few = "town, wikipedia, gpt2, llama-3.1-8b, ... (all of them: docs/presets.md)"
     raise UserError(f"no recipe at {path}{near}; `groundup new NAME` writes one, presets are {few}")
 
@@ -113,7 +110,24 @@ def read_scalar(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number (YAML 1.1 wants 3.0e-4) and refuses duplicate keys."""
+    """SafeLoader for recipes: every key is a word and stands once, and what cannot be read is told with its line.
+
+    It reads 3e-4 as a number (YAML 1.1 wants 3.0e-4), and leaves 1:30 (90 there), 010 (8 there) and dates to the
+    schema, as texts.
+    """
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, KeyError, AttributeError) as e:  # !!int abc, a number of 5,000 digits
+            kind = node.tag.rsplit(":")[-1]
+            text = str(node.value)[:40]
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f'"{text}" cannot be read as {kind}: write another value, or put it in quotes as a text',
+                node.start_mark,
+            ) from e
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -125,6 +139,8 @@ class _Loader(yaml.SafeLoader):
                     None, None, f'the key "{key_node.value}" stands twice', key_node.start_mark
                 )
             seen.add(key_node.value)
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                key_node.tag = "tag:yaml.org,2002:str"  # `on:` is the word, not True
         return super().construct_mapping(node, deep=deep)
 
 
@@ -137,49 +153,81 @@ for _either in (_Loader, _Dumper):
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
     )
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":int"))]
+    for first, forms in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:int",
+    re.compile(r"^([-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    list("-+0123456789"),
+)
+
 
 def _override(tree: dict[str, Any], item: str) -> list[str]:
     key, sep, raw = item.partition("=")
-    if not sep or not key:
-        return [f'"{item}" is not key.path=value']
+    *parents, last = _place_of(key)
+    if not sep or "" in (*parents, last):
+        return [f'"{item}" is not key.path=value, as pretrain.steps=300']
     node: Any = tree
-    *parents, last = key.split(".")
     for part in parents:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-            continue
         if isinstance(node, dict):
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-            continue
-        known = f"; it has {len(node)} entries, counted from 0" if isinstance(node, list) else ""
-        return [f'"{key}": there is no "{part}" to go into{known}']
+            child = node.get(str(part))
+            part = str(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            child = node[part]
+        else:
+            known = f"; it has {len(node)} entries, counted from 0" if isinstance(node, list) else ""
+            return [f'"{key}": there is no "{part}" to go into{known}']
+        # A copy: what an &anchor and its *alias share must not change in both places.
+        child = {} if child is None else child.copy() if isinstance(child, dict | list) else child
+        node[part] = child
+        node = child
     try:
         value = read_scalar(raw) if raw else None
-    except yaml.YAMLError:
-        return [f'"{item}": the value is not valid YAML']
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-    elif isinstance(node, dict):
+    except (yaml.YAMLError, RecursionError) as e:
+        return [f'"{item[:80]}": the value is not valid YAML{_reason(e)}']
+    if isinstance(node, list) and isinstance(last, int) and last < len(node):
         node[last] = value
+    elif isinstance(node, dict):
+        node[str(last)] = value
     else:
         return [f'"{key}": cannot set "{last}" there']
     return []
 
 
-def _line_numbers(node: Any, path: tuple[Any, ...] = ()) -> Lines:
+def _reason(error: Exception) -> str:
+    problem = getattr(error, "problem", None)
+    return f" ({problem})" if problem else ""
+
+
+def _place_of(key: str) -> Place:
+    """ "data.sources.0.path", or as messages write it, "data.sources[0].path" -> ("data", "sources", 0, "path")."""
+    parts = re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(".")
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def _line_numbers(file: Path, root: Any) -> Lines:
+    """The line of each key and entry. What an *alias repeats is walked once, or ten lines could stand for billions."""
     lines: Lines = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
+    walked: set[int] = set()
+
+    def walk(node: Any, place: Place, above: frozenset[int]) -> None:
+        if id(node) in above:
+            line = node.start_mark.line + 1
+            raise UserError(f"{file}:{line}: not a recipe: something holds itself (an &anchor inside its own value)")
+        if id(node) in walked or not isinstance(node, yaml.CollectionNode):
+            return
+        walked.add(id(node))
+        for i, entry in enumerate(node.value):
+            key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
+            if key is not None and not isinstance(key, yaml.ScalarNode):
                 continue  # the loader refuses it, with its line
-            lines[(*path, key.value)] = f"line {key.start_mark.line + 1}"
-            lines |= _line_numbers(value, (*path, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            lines[(*path, i)] = f"line {value.start_mark.line + 1}"
-            lines |= _line_numbers(value, (*path, i))
+            inner = (*place, i if key is None else key.value)
+            lines[inner] = f"line {(value if key is None else key).start_mark.line + 1}"
+            walk(value, inner, above | {id(node)})
+
+    walk(root, (), frozenset())
     return lines
 
 
@@ -188,55 +236,4 @@ def _nearest_line(lines: Lines, location: tuple[Any, ...]) -> str | None:
         if location in lines:
             return lines[location]
         location = location[:-1]
-    return None
-
-
-def _is_union_tag(part: Any) -> bool:
-    # pydantic puts the tried branch of a union ("int", "constrained-str", "literal['auto']") into the location
-    return isinstance(part, str) and (
-        "[" in part or "-" in part or part in {"int", "float", "str", "bool", "TaskSource"}
-    )
-
-
-def _dotted(location: tuple[Any, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
-    return text or "recipe"
-
-
-def _explain(errors: list[Any], location: tuple[Any, ...]) -> str:
-    """What is wrong at one place; the branches of a union are joined by "or"."""
-    error = errors[0]
-    if error["type"] == "extra_forbidden":
-        return f"unknown key{did_you_mean(str(location[-1]), _keys_at(location[:-1]))}"
-    if error["type"] == "missing":
-        return "required, but not given"
-    messages = [error["msg"].removeprefix("Value error, ").removeprefix("Input ") for error in errors]
-    messages = [
-        re.sub(r", unable to .*| after validation, .*", "", message[0].lower() + message[1:]) for message in messages
-    ]
-    message = " or ".join(dict.fromkeys(messages)).replace(" or should be ", " or ")
-    value = error.get("input")
-    return message if isinstance(value, dict | list) else f"{message} (got {value!r})"
-
-
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    """The keys that the schema knows at a location."""
-    here: type[BaseModel] | None = Recipe
-    for part in location:
-        if isinstance(part, int) or here is None:
-            continue
-        field = here.model_fields.get(part)
-        here = _section_in(field.annotation) if field else None
-    return list(here.model_fields) if here else []
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in typing.get_args(annotation):
-        inner = _section_in(argument)
-        if inner is not None:
-            return inner
     return None

@@ -6,7 +6,7 @@ import re
 
 from groundup.errors import UserError
 from groundup.recipe.load import find_recipe, read_scalar
-from groundup.recipe.schema import parse_count
+from groundup.recipe.schema import NAME, parse_count
 
 # What `--params` decides, or what was chosen for the preset's own size.
 _FOLLOW = {
@@ -21,8 +21,8 @@ def recipe_text(name: str, preset: str, params: str | None = None) -> str:
     Errors: UserError for a name that cannot name a folder, for what is no size, and for a preset with numbers that
     belong to its own width.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f'"{name}" is no name for a recipe: letters, digits, dot, dash and underscore')
+    if not re.fullmatch(NAME.strip("^$"), name):
+        raise UserError(f'"{name}" is no name for a recipe: letters, digits, dot, dash and underscore, at most 100')
     text = find_recipe(preset).read_text(encoding="utf-8")
     quoted = name if isinstance(read_scalar(name), str) else f'"{name}"'  # 2024 and 1e5 would be numbers
     text = re.sub(r"^name:.*$", f"name: {quoted}", text, count=1, flags=re.M)
@@ -30,7 +30,7 @@ def recipe_text(name: str, preset: str, params: str | None = None) -> str:
     if params is None:
         return f"# Begun from the preset {preset}: change what you like, `groundup plan` checks it.\n{text}"
     size = parse_count(params)
-    if not isinstance(size, int) and not params.isdigit():
+    if not isinstance(size, int) and not params.isdecimal():
         raise UserError(f'--params "{params}" is not a size; write 1M, 124M, 1.5B or a plain number')
     if int(size) < 1:
         raise UserError(f"--params {params}: a model has at least one parameter; write 1M, 124M or 1.5B")

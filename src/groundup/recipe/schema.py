@@ -7,37 +7,48 @@ Stages downstream only ever see a resolved recipe (`Recipe.unresolved()` is empt
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
-Share = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0)]
+NAME = "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # it names a folder: file systems stop at 255 bytes
+LETTERS = {"rope_pattern": "^[RN]+$", "window_pattern": "^[LG]+$"}
 
-_SUFFIX = {"K": 1e3, "M": 1e6, "B": 1e9}
+_SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 
 def parse_count(value: Any) -> Any:
-    """'1.5M' -> 1500000; numbers and 'auto' pass through."""
+    """'1.5M' -> 1500000, exactly; numbers, 'auto' and what is no whole number ('1.0005k') pass through."""
     if isinstance(value, str) and value[-1:].upper() in _SUFFIX:
         try:
-            return int(float(value[:-1].replace("_", "")) * _SUFFIX[value[-1].upper()])
-        except (ValueError, OverflowError):  # "12xM", "infM"
+            count = Decimal(value[:-1].replace("_", "")) * _SUFFIX[value[-1].upper()]
+        except InvalidOperation:  # "12xM"
             return value
+        if count.is_finite() and abs(count) < 2**63 and count == int(count):
+            return int(count)
     return value
 
 
 def no_switch(value: Any) -> Any:
-    """`steps: yes` is not 1."""
+    """`steps: yes` is not 1, and whole numbers end at 64 bits, where torch's do."""
     if isinstance(value, bool):
         raise ValueError("should be a number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("should be a smaller number")
     return value
 
 
-Positive = Annotated[int, Field(gt=0), BeforeValidator(no_switch)]
-Count = Annotated[int, Field(gt=0), BeforeValidator(no_switch), BeforeValidator(parse_count)]
+_Number = BeforeValidator(no_switch)
+Share = Annotated[float, Field(ge=0, le=1), _Number]
+BelowOne = Annotated[float, Field(ge=0, lt=1), _Number]
+Rate = Annotated[float, Field(gt=0), _Number]
+Weight = Annotated[float, Field(ge=0), _Number]
+Whole = Annotated[int, Field(ge=0), _Number]
+Positive = Annotated[int, Field(gt=0), _Number]
+Text = Annotated[str, Field(min_length=1)]  # an empty path would be the current folder
+Count = Annotated[int, Field(gt=0), _Number, BeforeValidator(parse_count)]
 
 
 class Section(BaseModel):
@@ -47,9 +58,9 @@ class Section(BaseModel):
 class Rows(Section):
     """Where rows come from: exactly one of `path` (file, folder or glob), `builtin` or `dataset`."""
 
-    path: str | None = Field(None, description="file, folder or glob: .txt .md .jsonl .parquet (also .gz .zst)")
+    path: Text | None = Field(None, description="file, folder or glob: .txt .md .jsonl .parquet (also .gz .zst)")
     builtin: Literal["town", "python"] | None = Field(None, description="a corpus groundup makes itself")
-    dataset: str | None = Field(None, description="Hugging Face dataset id, or a local folder of one")
+    dataset: Text | None = Field(None, description="Hugging Face dataset id, or a local folder of one")
     config: str | None = Field(None, description="configuration name of the dataset")
     split: str = Field("train", description="split of the dataset")
     max_documents: Count | None = Field(None, description="stop after this many documents (or examples)")
@@ -110,7 +121,7 @@ class LatentSection(Section):
     nope_dim: Positive = Field(description="width of a head's query and key without position")
     rope_dim: Positive = Field(description="width of their rotated part; one such key serves all heads")
     v_dim: Positive = Field(description="width of a head's value")
-    q_rank: Annotated[int, Field(ge=0)] = Field(0, description="queries through a bottleneck too; 0: none")
+    q_rank: Whole = Field(0, description="queries through a bottleneck too; 0: none")
 
 
 class MoeSection(Section):
@@ -119,16 +130,16 @@ class MoeSection(Section):
     n_experts: Positive = Field(description="experts in a layer")
     top_k: Positive = Field(description="experts that a token uses")
     d_expert: Positive = Field(description="hidden width of an expert")
-    n_shared: Annotated[int, Field(ge=0)] = Field(0, description="experts that every token uses, besides")
-    first_dense: Annotated[int, Field(ge=0)] = Field(0, description="layers at the bottom without experts")
+    n_shared: Whole = Field(0, description="experts that every token uses, besides")
+    first_dense: Whole = Field(0, description="layers at the bottom without experts")
     every: Positive = Field(1, description="after those, one layer in so many has experts")
     score: Literal["softmax", "sigmoid"] = Field("softmax", description="of the router's logits")
     normalise: bool = Field(True, description="the chosen experts' weights sum to 1")
     scale: Rate = Field(1.0, description="and are multiplied by this")
     balance: Literal["loss", "bias", "none"] = Field("loss", description="auxiliary loss, loss-free bias, or neither")
-    balance_weight: Annotated[float, Field(ge=0)] = Field(0.01, description="balance: loss - its weight")
+    balance_weight: Weight = Field(0.01, description="balance: loss - its weight")
     bias_rate: Rate = Field(0.001, description="balance: bias - its step")
-    z_weight: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the router's z-loss")
+    z_weight: Weight = Field(0.0, description="weight of the router's z-loss")
 
 
 class ModelSection(Section):
@@ -136,7 +147,7 @@ class ModelSection(Section):
 
     params: Count | None = Field(None, description="target size; used to resolve the dimensions left at auto")
     d_model: Positive | Auto = Field("auto", description="width of the residual stream")
-    n_layers: Positive | Auto = Field("auto", description="number of blocks")
+    n_layers: Annotated[int, Field(gt=0, le=10_000), _Number] | Auto = Field("auto", description="number of blocks")
     n_heads: Positive | Auto = Field("auto", description="query heads")
     n_kv_heads: Positive | Auto = Field("auto", description="key/value heads (GQA when fewer than n_heads, MQA when 1)")
     head_dim: Positive | Auto = Field("auto", description="width of a head; auto = d_model / n_heads")
@@ -155,26 +166,26 @@ class ModelSection(Section):
     )
     rope_base: Rate = Field(10000.0, description="rope: base of the rotation's wavelengths")
     rope_local_base: Rate | None = Field(None, description="rope: base in windowed layers, unscaled (Gemma 3)")
-    rope_fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="rope: share of a head that is rotated")
-    rope_pattern: Annotated[str, Field(pattern="^[RN]+$")] = Field(
+    rope_fraction: Annotated[float, Field(gt=0, le=1), _Number] = Field(
+        1.0, description="rope: share of a head that is rotated"
+    )
+    rope_pattern: Annotated[str, Field(pattern=LETTERS["rope_pattern"])] = Field(
         "R", description="rope: repeated over the layers; R rotated, N without position"
     )
     rope_scaling: RopeScalingSection | None = Field(None, description="rope: stretched past its first context")
     relative_buckets: Positive = Field(32, description="t5: buckets of the relative bias")
     relative_distance: Positive = Field(128, description="t5: distance from which on all are one bucket")
-    window: Annotated[int, Field(ge=0)] = Field(0, description="tokens a local layer sees; 0: no window")
-    window_pattern: Annotated[str, Field(pattern="^[LG]+$")] = Field(
+    window: Whole = Field(0, description="tokens a local layer sees; 0: no window")
+    window_pattern: Annotated[str, Field(pattern=LETTERS["window_pattern"])] = Field(
         "L", description="repeated over the layers; L local (windowed), G global"
     )
     qk_norm: Literal["none", "head", "full"] = Field(
-        "head", description="RMSNorm on queries and keys: per head (Qwen3), or over all heads (OLMo 2)"
+        "head", description="norm on queries and keys: per head (Qwen3), or over all heads (OLMo 2)"
     )
     score_dim: Rate | None = Field(
         None, description="scores are divided by its square root; left out: the head's width"
     )
-    attention_softcap: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="tanh cap of scores (Gemma 2: 50); 0: none"
-    )
+    attention_softcap: Weight = Field(0.0, description="tanh cap of scores (Gemma 2: 50); 0: none")
     sinks: bool = Field(False, description="a learned score a head that takes attention and gives nothing (gpt-oss)")
     latent: LatentSection | None = Field(None, description="multi-head latent attention (DeepSeek)")
     mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2"] = Field(
@@ -187,12 +198,12 @@ class ModelSection(Section):
     tied: bool = Field(True, description="output head shares the embedding's weights")
     embed_scale: Rate = Field(1.0, description="embeddings are multiplied by it (Gemma: sqrt of d_model)")
     logit_scale: Rate = Field(1.0, description="logits are multiplied by it")
-    logit_softcap: Annotated[float, Field(ge=0)] = Field(0.0, description="tanh cap of logits (Gemma 2: 30); 0: none")
+    logit_softcap: Weight = Field(0.0, description="tanh cap of logits (Gemma 2: 30); 0: none")
     dropout: BelowOne = Field(0.0, description="share of activations dropped while training")
     init: Literal["gpt2", "depth", "xavier", "he", "mup"] = Field("gpt2", description="initial weights")
     init_std: Rate = Field(0.02, description="init: gpt2, depth, mup - standard deviation of matrices")
     zero_out: bool = Field(False, description="projections into the residual stream start at zero")
-    mup_width: Annotated[int, Field(ge=0)] = Field(0, description="init: mup - width at which the rates were tuned")
+    mup_width: Whole = Field(0, description="init: mup - width at which the rates were tuned")
 
 
 class TokenizerSection(Section):
@@ -204,7 +215,7 @@ class TokenizerSection(Section):
 
 class DataSection(Section):
     sources: list[Source] = Field(min_length=1, description="where the documents come from, in order")
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+    validation: Annotated[float, Field(gt=0, lt=0.5), _Number] = Field(
         0.01, description="share of documents held out, chosen by document hash"
     )
     deduplicate: bool = Field(True, description="drop documents whose text was seen before (exact)")
@@ -225,7 +236,7 @@ class TrainSection(Section):
     learning_rate: Rate | Auto = Field("auto", description="peak rate of AdamW")
     muon_learning_rate: Rate | Auto = Field("auto", description="peak rate of Muon (unused by adamw)")
     betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.95), description="AdamW's decay of its two running means")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled, on matrices alone")
+    weight_decay: Weight = Field(0.1, description="decoupled, on matrices alone")
     grad_clip: Rate = Field(1.0, description="largest global gradient norm")
     schedule: Literal["cosine", "wsd", "linear", "constant"] = Field(
         "wsd", description="of the rate after warm-up; wsd: stable, then a linear fall"
@@ -240,6 +251,12 @@ class TrainSection(Section):
     save_every: Positive = Field(200, description="steps between checkpoints")
     keep_checkpoints: Positive = Field(5, description="newest checkpoints kept")
     max_bad_steps: Positive = Field(10, description="non-finite steps in a row before the run stops")
+
+    @model_validator(mode="after")
+    def _shares_fit_in_the_run(self) -> TrainSection:
+        if self.schedule == "wsd" and self.warmup + self.decay > 1 + 1e-9:
+            raise ValueError(f"warmup {self.warmup:g} and decay {self.decay:g} are more than the whole run: lower one")
+        return self
 
 
 class PretrainSection(TrainSection):
@@ -269,21 +286,19 @@ class DpoSection(TrainSection):
 
 class GrpoSection(TrainSection):
     sources: list[ChatSource] = Field(min_length=1, description="problems whose answers a program can judge")
-    group_size: Annotated[int, Field(ge=2)] = Field(8, description="answers drawn for each problem")
+    group_size: Annotated[int, Field(ge=2), _Number] = Field(8, description="answers drawn for each problem")
     max_new_tokens: Positive = Field(48, description="longest answer drawn, tokens")
     temperature: Rate = Field(1.0, description="of the answers drawn while training")
     clip: Rate = Field(0.2, description="largest change of the probability ratio, PPO's epsilon")
-    kl_beta: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the KL to the model that the stage starts from"
-    )
+    kl_beta: Weight = Field(0.0, description="weight of the KL to the model that the stage starts from")
     batch_size: Positive = Field(32, description="problems in one optimizer step")
 
 
 class TaskSource(Section):
     """A local JSONL task for lm-evaluation-harness: one question a line."""
 
-    name: str = Field(description="what the results call it")
-    path: str = Field(description="a .jsonl file")
+    name: Text = Field(description="what the results call it")
+    path: Text = Field(description="a .jsonl file")
     prompt_field: str = Field("prompt", description="field that holds the question")
     answer_field: str = Field("answer", description="field that holds the answer, or a list of accepted ones")
     choices_field: str | None = Field(None, description="multiple choice by log-likelihood instead of generation")
@@ -309,15 +324,17 @@ class CardSection(Section):
 class Recipe(Section):
     """One YAML file, from raw text to a released model. sft, dpo and grpo are optional."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        description="of the run's folder, below runs/"
-    )
+    name: Annotated[str, Field(pattern=NAME)] = Field(description="of the run's folder, below runs/")
     description: str = Field("", description="a sentence, for the card and the report")
     # Larger seeds would leave 64 bits where the stages multiply them.
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1337, description="every random number follows from it")
+    seed: Annotated[int, Field(ge=0, lt=2**32), _Number] = Field(
+        1337, description="every random number follows from it"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the models run on")
-    threads: Positive | Auto = Field("auto", description="CPU threads; results depend on it in the last bits")
-    base: str | None = Field(
+    threads: Annotated[int, Field(gt=0, le=1024), _Number] | Auto = Field(
+        "auto", description="CPU threads; results depend on it in the last bits"
+    )
+    base: Text | None = Field(
         None, description="folder of a Hugging Face checkpoint to start from, instead of pretraining"
     )
     model: ModelSection = Field(default_factory=ModelSection, description="shape of the Transformer")
