@@ -209,6 +209,21 @@ class Shard:
         last = int(np.searchsorted(self.bounds, stop, side="left"))
         return [self.document_id(i) for i in range(max(first, 0), last)]
 
+    def unigram_loss(self, other: Shard, most: int = 20_000_000) -> float:
+        """Nats a token of `other` for a model that knows how frequent each token is here (add one), and nothing else.
+
+        The first `most` tokens of each are counted; what begins a document is never predicted.
+        """
+        size = int(self.header["vocab_size"])
+
+        def counts(shard: Shard) -> NDArray[np.float64]:
+            tokens = np.asarray(shard.tokens[:most])
+            begins = tokens[shard.bounds[shard.bounds < len(tokens)]]
+            return np.bincount(tokens, minlength=size) - np.bincount(begins, minlength=size).astype(np.float64)
+
+        here, there = counts(self) + 1.0, counts(other)
+        return float(-(there / there.sum() * np.log(here / here.sum())).sum())
+
     def span(self, text_bytes: int | None = None) -> Span:
         """All documents, or the fewest from the front that hold at least `text_bytes` of raw text."""
         n = self.n_documents

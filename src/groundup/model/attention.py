@@ -131,6 +131,18 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x (B, T, D); angles (2, B or 1, T, 1, rope_dim) or None; mask as in `attend`."""
         b, t, _ = x.shape
+        q, k, v = self.project(x, angles)
+        if cache is not None and mask is not None:
+            k, v = cache.update(self.layer, k, v, positions, mask.shape[-1])
+        else:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        q, k, v = q.transpose(1, 2), k.type_as(q), v.type_as(q)
+        y = attend(q, k, v, mask, self.scale, self.config.attention_softcap, self.sinks)
+        return self.out(y.reshape(b, t, -1))
+
+    def project(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> queries (B, T, H, hd), keys and values (B, T, KV, hd), normalised and rotated."""
+        b, t, _ = x.shape
         q, k, v = self.qkv(x).split(self.qkv.sizes, dim=-1)
         if self.config.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[misc]
@@ -139,10 +151,4 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[misc]
         if angles is not None:
             q, k = rotate(q, angles[0], angles[1]), rotate(k, angles[0], angles[1])
-        if cache is not None and mask is not None:
-            k, v = cache.update(self.layer, k, v, positions, mask.shape[-1])
-        else:
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
-        q, k, v = q.transpose(1, 2), k.type_as(q), v.type_as(q)
-        y = attend(q, k, v, mask, self.scale, self.config.attention_softcap, self.sinks)
-        return self.out(y.reshape(b, t, -1))
+        return q, k, v

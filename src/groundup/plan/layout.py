@@ -111,8 +111,8 @@ def best_layout(job: Job, device: Device, devices: int | None = None, most: int 
     """The layout for `devices`, or for the fewest that hold the job; None when none does.
 
     FSDP first: a layout with fewer kinds of parallelism is left only where none of its kind fits, or where the fastest
-    of all takes a fifth less time. Of those with as few kinds, the simplest that is within 5% of the fastest; of equals,
-    the one with the fewest micro-batches: larger ones fill a device, which the model of the times does not see.
+    of all takes a fifth less time. Of those with as few kinds, the simplest that is within 5% of the fastest; of
+    equals, the one with the fewest micro-batches: larger ones fill a device, which the model of the times does not see.
     """
     for n in [devices] if devices else sizes(device, most):
         fitting = [layout for layout in layouts(job, device, n) if layout.memory.total <= USABLE * device.memory]

@@ -224,6 +224,8 @@ class DataSection(Section):
 class VerifySection(Section):
     enabled: bool = Field(True, description="run the silent-bug checks before pretraining")
     only: list[str] = Field(default_factory=list, description="check ids; empty = all that apply")
+    live: bool = Field(True, description="look at the vital signs of a training run; a failing check stops it")
+    allow: list[str] = Field(default_factory=list, description="check ids that may fail; the model card tells them")
 
 
 class TrainSection(Section):

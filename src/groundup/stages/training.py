@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from groundup.data.load import PackedBatches
 from groundup.data.shard import Shard
@@ -31,15 +30,12 @@ from groundup.tune import formats
 from groundup.tune.dpo import DpoObjective, PairBatches, render_pairs, sample_pairs
 from groundup.tune.formats import Pair, Problem
 from groundup.tune.grpo import GrpoObjective, Rollouts, held_out_accuracy
+from groundup.tune.hold_out import hold_out
 from groundup.tune.pack import PackedChats
 from groundup.tune.validate import pair_metrics, validation_loss
 
 VALIDATION_BYTES = 100_000  # scored at each validation while training; the evaluate stage scores more
-HELD_OUT = 0.02  # share of conversations, pairs and problems that only validate
-MOST_HELD_OUT = 256
 SAMPLED_TOKENS = 64  # longest answer where dpo makes its own pairs
-
-T = TypeVar("T")
 
 
 def pretrain(ctx: Context, key: str) -> dict[str, Any]:
@@ -66,8 +62,14 @@ def pretrain(ctx: Context, key: str) -> dict[str, Any]:
         names = list(dict.fromkeys(name for span in source.ranges(step) for name in shard.names(*span)))
         return f"documents {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
 
+    facts = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": int(section.steps) * int(section.batch_size) * recipe.model.context,
+        "unigram_loss": shard.unigram_loss(validation),
+        "generated": recipe.data is not None and any(source.builtin for source in recipe.data.sources),
+    }
     metrics = _run(
-        ctx, "pretrain", key, section, model, tokenizer, language_modelling, source, validate, sample, describe
+        ctx, "pretrain", key, section, model, tokenizer, language_modelling, source, validate, sample, describe, facts
     )
     return {**metrics, "epochs": round(source.epoch(int(section.steps)), 3)}
 
@@ -91,7 +93,7 @@ def sft(ctx: Context, key: str) -> dict[str, Any]:
     assert section is not None
     model = ctx.load("pretrain", tokenizer)
     chats = formats.conversations(section.sources, ctx.seed("sft"), ctx.base)
-    held, rest = hold_out(chats, lambda chat: json.dumps(chat))
+    held, rest = hold_out(chats)
     rendered, context = render_many(tokenizer, rest), ctx.recipe.model.context
     if ctx.recipe.base is not None:  # rows as long as the chats need: an imported context is longer than memory
         context = min(context, max(ROW_TOKENS, max((len(chat.ids) for chat in rendered), default=0)))
@@ -147,7 +149,7 @@ def dpo(ctx: Context, key: str) -> dict[str, Any]:
         )
     if equal:
         ctx.warn(f"dpo: {equal} pairs with equal answers were left out")
-    held, rest = hold_out([p for p in pairs if p.chosen != p.rejected], lambda p: json.dumps([p.prompt, p.chosen]))
+    held, rest = hold_out([p for p in pairs if p.chosen != p.rejected])
     context = ctx.recipe.model.context
     source = PairBatches(
         render_pairs(tokenizer, rest),
@@ -186,7 +188,7 @@ def grpo(ctx: Context, key: str) -> dict[str, Any]:
     model = ctx.load(model_before(ctx.recipe, "grpo"), tokenizer)
     given = judgeable(section.sources, ctx.seed("grpo"), ctx.base)
     fitting = _with_room(ctx, "grpo", given, tokenizer, section.max_new_tokens)
-    held, rest = hold_out(fitting, lambda p: json.dumps([p.prompt, p.answer]))
+    held, rest = hold_out(fitting)
     source = Rollouts(model, tokenizer, rest, section, ctx.seed("grpo"), device=ctx.recipe.device)
     metrics = _run(
         ctx,
@@ -198,6 +200,7 @@ def grpo(ctx: Context, key: str) -> dict[str, Any]:
         GrpoObjective(model, section),
         source,
         lambda: {"held_out_accuracy": held_out_accuracy(model, tokenizer, held, section.max_new_tokens)},
+        facts={"held_out": len(held)},
     )
     return {**metrics, "problems": len(rest), "left_out": len(given) - len(fitting)}
 
@@ -214,9 +217,13 @@ def _run(
     validate: Callable[[], dict[str, float]],
     sample: Callable[[int], None] | None = None,
     describe: Callable[[int], str] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, then save the stage's model."""
+    from groundup.verify.watch import Watch
+
     plan = ctx.folder("plan") / "plan.json"  # --only runs a stage without it
+    known = {"config": model.config, "precision": section.precision, **(facts or {})}
     peak = read_json(plan)["peak_flops"] if plan.exists() else None
     job = Job(
         name=stage,
@@ -235,26 +242,12 @@ def _run(
         sample=sample,
         on_warning=ctx.warn,
         describe=describe,
+        watch=Watch(ctx.folder(stage), ctx.recipe.verify.allow, ctx.warn) if ctx.recipe.verify.live else None,
+        facts=known,
     )
     metrics = train(job)
     save_model(ctx.folder(stage) / "model", model, {**hashes(tokenizer), "stage": stage, "key": key})
     return metrics
-
-
-def hold_out(items: Sequence[T], text: Callable[[T], str]) -> tuple[list[T], list[T]]:
-    """(held out, rest): by the hash of what stands in an item, so that equal items land on one side."""
-    held: list[T] = []
-    rest: list[T] = []
-    share = min(HELD_OUT, MOST_HELD_OUT / max(len(items), 1))  # a cap on the count would let copies slip into the rest
-    for item in items:
-        place = int.from_bytes(hashlib.blake2b(text(item).encode(), digest_size=6).digest(), "big") / 2**48
-        (held if place < share else rest).append(item)
-    if not held and rest:
-        held = [item for item in rest if text(item) == text(rest[-1])]
-        rest = [item for item in rest if text(item) != text(held[0])]
-    if not rest:
-        rest = held  # one item alone: it validates and trains, which is better than refusing a smoke test
-    return held, rest
 
 
 def _sampled_pairs(

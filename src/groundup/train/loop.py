@@ -28,6 +28,7 @@ from groundup.train.objective import BatchSource, Objective, with_router_loss
 from groundup.train.optim import Optimizers
 from groundup.train.precision import autocast, compile_blocks
 from groundup.train.schedule import rate_at
+from groundup.train.vitals import Probe, Vitals
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Job:
     sample: Callable[[int], None] | None = None
     on_warning: Callable[[str], None] | None = None  # the stage's record; None = the reporter alone
     describe: Callable[[int], str] | None = None  # which documents a step saw, for naming an offending batch
+    watch: Callable[[Vitals], None] | None = None  # looks at the vital signs of some steps; may raise to stop the run
+    facts: dict[str, Any] = field(default_factory=dict)  # what the stage knows and `watch` needs
 
     def warn(self, text: str) -> None:
         (self.on_warning or self.reporter.warn)(f"{self.name}: {text}")
@@ -71,15 +74,28 @@ def train(job: Job) -> dict[str, Any]:
     log = MetricsLog(job.folder)
     log.truncate_after(start)
     meter = Meter(job, state)
-    with interruptible() as stop, job.reporter.bar(job.name, steps, start, "steps") as bar, log:
+    with interruptible(job.reporter.say) as stop, job.reporter.bar(job.name, steps, start, "steps") as bar, log:
         for step in range(start, steps):
-            row = _one_step(job, optimizers, step, steps, meter)
+            vitals = _vitals(job, step, steps, meter)
+            try:
+                row = _one_step(job, optimizers, step, steps, meter, vitals)
+            except Exception:
+                if not stop():
+                    raise
+                # A terminal's Ctrl-C reaches the whole group: the compiler's children die, and the step with them.
+                raise Interrupted(
+                    f"{job.name}: stopped in step {step + 1}, while it was compiled; nothing is lost"
+                ) from None
             done = step + 1
             if done % section.log_every == 0 or done == steps or row["skipped"]:
                 log.append({"step": done, **row, **meter.speed()})
             if job.validate and (done % section.validate_every == 0 or done == steps):
                 meter.validation = _quietly(job, job.validate)
                 log.append({"step": done, **meter.validation})
+            if vitals is not None and job.watch is not None:
+                log.append({"step": done, **vitals.numbers()})
+                meter.looks.append({"step": done, **_finite({**row, **meter.validation})})
+                job.watch(vitals)
             sample_every = getattr(section, "sample_every", None)
             if job.sample and sample_every and (done % sample_every == 0 or done == steps):
                 _quietly(job, lambda done=done: job.sample(done))  # type: ignore[misc]
@@ -92,11 +108,27 @@ def train(job: Job) -> dict[str, Any]:
     return meter.summary(steps)
 
 
-def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Meter) -> dict[str, Any]:
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """What can stand in a checkpoint's JSON."""
+    return {name: value for name, value in row.items() if math.isfinite(value)}
+
+
+def _vitals(job: Job, step: int, steps: int, meter: Meter) -> Vitals | None:
+    """An empty sheet for a step whose vital signs are taken: the first, the last, and where validation is run."""
+    done = step + 1
+    if job.watch is None or not (done in (1, steps) or done % job.section.validate_every == 0):
+        return None
+    return Vitals(job.name, done, steps, {}, job.facts, meter.looks)
+
+
+def _one_step(
+    job: Job, optimizers: Optimizers, step: int, steps: int, meter: Meter, vitals: Vitals | None = None
+) -> dict[str, Any]:
     """Forward and backward over all micro-batches, one division, one clip, one update: all or nothing."""
     section, model = job.section, job.model
     model.train()
-    total, weight, tokens = 0.0, 0, 0
+    total, weight, tokens, real, scored = 0.0, 0, 0, 0, 0
+    probe, batch = Probe(model) if vitals is not None else None, None
     sums: dict[str, float] = {}
     with torch.compiler.set_stance("force_eager"):  # GRPO samples here: compiled for every cache length otherwise
         batches = job.source.micro_batches(step)
@@ -110,6 +142,8 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
         total += loss.total.item()
         weight += loss.weight
         tokens += batch.tokens.numel()
+        if probe:
+            real, scored = real + int((batch.documents >= 0).sum()), scored + batch.scored
         for name, value in loss.metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     if weight == 0 and not getattr(job.source, "may_be_empty", False):
@@ -117,6 +151,8 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
             f"{job.name}: step {step + 1} has no scored token: a mean over none would print 0.0 and hide it; "
             "is every answer longer than the context, or every mask empty?"
         )
+    if probe:
+        probe.before(max(weight, 1))
     norm, finite = clip_gradients(list(optimizers.parameters()), max(weight, 1), section.grad_clip)
     share = rate_at(step, steps, section.schedule, section.warmup, section.decay, section.min_rate)
     stepped = finite and math.isfinite(total) and weight > 0
@@ -126,7 +162,7 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
     overload = model.end_step(stepped)
     meter.count(tokens, weight, stepped or weight == 0, step)
     mean = total / weight if weight else math.nan  # a GRPO step without signal has no loss; 0.0 would look like one
-    return {
+    row = {
         "loss": mean,
         "grad_norm": norm,
         "learning_rate": share * float(section.learning_rate),
@@ -136,6 +172,12 @@ def _one_step(job: Job, optimizers: Optimizers, step: int, steps: int, meter: Me
         **({} if overload is None else {"expert_load": overload}),
         **getattr(job.source, "statistics", {}),
     }
+    if probe and vitals is not None:
+        vitals.row = row
+        vitals.scored_share = scored / real if real else math.nan
+        with autocast(job.device, section.precision):
+            probe.after(vitals, batch)
+    return row
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], weight: int, limit: float) -> tuple[float, bool]:
@@ -213,6 +255,7 @@ class Meter:
         self.skipped: int = state.get("skipped", 0)
         self.bad: int = state.get("bad", 0)  # non-finite steps in a row
         self.validation: dict[str, float] = state.get("validation", {})
+        self.looks: list[dict[str, Any]] = state.get("looks", [])  # rows of the steps whose vital signs were taken
         self.before: float = state.get("seconds", 0.0)
         self.begun = time.monotonic()
         self.recent: list[tuple[float, int]] = [(self.begun, self.tokens)]
@@ -266,6 +309,7 @@ class Meter:
             "bad": self.bad,
             "seconds": self.seconds(),
             "validation": self.validation,
+            "looks": self.looks,
         }
 
     def summary(self, steps: int) -> dict[str, Any]:
@@ -287,10 +331,10 @@ class Meter:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a flag, so that the step in hand is finished and saved.
 
-    A second one acts at once: a save that hangs must not hold anybody.
+    A second one acts at once: a save that hangs must not hold anybody. say: told so, since a step may take minutes.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -303,6 +347,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, before[signal.Signals(number)])
             raise KeyboardInterrupt
         asked.set()
+        say("finishing this step, then saving; a second Ctrl-C stops at once and loses what came after the last save")
 
     for s in before:
         signal.signal(s, handler)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Family = Literal["invariance", "locality", "identity", "sensitivity"]
-Stage = Literal["model", "tokenizer", "data", "train", "chat", "tune", "infer", "evaluate", "export"]
+Stage = Literal["model", "tokenizer", "data", "train", "chat", "tune", "infer", "evaluate", "export", "live"]
 # What a check is handed; a target has one or several of them (target.py says which class each is).
-Face = Literal["recipe", "model", "tokenizer", "checkpoint", "dataset", "run"]
+Face = Literal["recipe", "model", "tokenizer", "checkpoint", "dataset", "vitals"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 STAGES: tuple[Stage, ...] = get_args(Stage)

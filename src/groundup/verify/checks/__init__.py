@@ -21,6 +21,7 @@ import groundup.verify.checks.chat
 import groundup.verify.checks.padding
 import groundup.verify.checks.infer
 import groundup.verify.checks.tune
+import groundup.verify.checks.live
 import groundup.verify.checks.evaluate
 import groundup.verify.checks.export
 import groundup.verify.checks.any_model

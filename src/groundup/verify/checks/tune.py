@@ -235,7 +235,7 @@ def padding_changes_no_logprob(subject: Subject) -> Measurement:
 # ---- GRPO ----
 
 
-def _rollout(subject: Subject) -> tuple[Transformer, grpo.GrpoObjective, list[Batch], list[Completion]]:
+def rollout(subject: Subject) -> tuple[Transformer, grpo.GrpoObjective, list[Batch], list[Completion]]:
     """A rollout at temperature 0.7 with made-up advantages, and the objective at the same weights."""
     if subject.recipe.grpo is None:
         raise NotApplicable("the recipe has no grpo section")
@@ -259,7 +259,7 @@ def _rollout(subject: Subject) -> tuple[Transformer, grpo.GrpoObjective, list[Ba
 def grpo_starts_on_policy(subject: Subject) -> Measurement:
     """Mean |log p sampler - log p trainer| a token + share clipped + KL to the reference, before any step, the policy
     in training mode as the loop has it. Rounding of log-probabilities at temperature 0.7, twice."""
-    model, objective, batches, _ = _rollout(subject)
+    model, objective, batches, _ = rollout(subject)
     model.train()
     value, weight = 0.0, 0
     for batch in batches:
@@ -281,7 +281,7 @@ def grpo_starts_on_policy(subject: Subject) -> Measurement:
 def grpo_gradient_is_the_policys(subject: Subject) -> Measurement:
     """Relative distance between the objective's gradient and that of -sum A log p at temperature 0.7, the scored
     tokens found from the completions alone: all of their ids, the stop id too."""
-    model, objective, batches, completions = _rollout(subject)
+    model, objective, batches, completions = rollout(subject)
     model.eval()
     for batch in batches:
         objective(model, batch).total.backward()

@@ -20,3 +20,4 @@ import groundup.verify.faults.resume
 import groundup.verify.faults.tokenizer
 import groundup.verify.faults.train
 import groundup.verify.faults.tune
+import groundup.verify.faults.live

@@ -1,0 +1,113 @@
+"""The live checks: quiet on sound runs, loud on planted bugs (test_faults.py), and a failing one stops the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from groundup.errors import CheckFailed
+from groundup.plan.laws import BESIROGLU
+from groundup.train.vitals import Vitals
+from groundup.verify import trained
+from groundup.verify.healthy import HEALTHY, subject
+from groundup.verify.run import run_checks
+from groundup.verify.watch import Running, Watch
+
+SOUND: dict[str, Callable[..., Running]] = {
+    "first step": partial(trained.pretraining, look=0),
+    "in the middle": partial(trained.pretraining, look=1),
+    "last step": trained.pretraining,
+    "long enough for unigrams": partial(trained.pretraining, steps=90, batch=16),
+    "dpo": trained.preferring,
+    "grpo": trained.sampling,
+}
+HISTORY = [
+    {"step": 50, "reward": 0.5, "held_out_accuracy": 0.60},
+    {"step": 100, "reward": 0.7, "held_out_accuracy": 0.55},
+]
+
+
+def failed(target: Running) -> list[str]:
+    results = run_checks(target, stages=["live"])
+    assert any(r.passed for r in results)
+    return [f"{r.id}: {r.measured} {r.direction} {r.bound}; {r.note}" for r in results if r.failed]
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_runs_are_not_stopped(name: str) -> None:
+    """A false alarm in the middle of a run costs more than any bug it would find."""
+    assert failed(SOUND[name]()) == []
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_every_healthy_configuration_trains_in_peace(name: str) -> None:
+    """Windows, sinks, ALiBi, experts, latents: each takes another way through the probe."""
+    for look in (0, -1):
+        assert failed(trained.pretraining(look=look, **HEALTHY[name])) == []
+
+
+def test_made_up_sheets_of_sound_runs_pass() -> None:
+    """The checks that are proven on numbers alone must let the numbers of sound runs through."""
+    loss = BESIROGLU.loss(1e8, 2e9)
+    history = [{"step": 1000, "loss": loss, "validation_loss": 1.2 * loss}]
+    law = trained.told("pretrain", history, parameters=10**8, tokens=2 * 10**9)
+    reward = trained.told("grpo", HISTORY, held_out=256)
+    for target, id in ((law, "live-loss-follows-the-law"), (reward, "live-reward-agrees-with-held-out")):
+        (result,) = run_checks(target, only=[id])
+        assert result.passed, result
+
+
+def test_vital_signs_are_what_they_say() -> None:
+    """Numbers that are always the same, or of another step, would keep every bound."""
+    first, last = (trained.pretraining(look=look).vitals for look in (0, -1))
+    assert len(first.gradient_by_layer) == len(first.dead_units) == len(first.attention_entropy) > 1
+    assert first.gradient_by_layer != last.gradient_by_layer and first.update_ratio != last.update_ratio
+    assert 0.9 < first.scored_share < 1  # all but the documents' ends
+    assert all(0.5 < e < 1 for e in first.attention_entropy)  # fresh queries look nearly everywhere alike
+    assert (
+        set(first.update_ratio) == {n for n in first.update_ratio if "weight" in n}
+        and min(first.update_ratio.values()) > 0
+    )
+
+
+def sheet(scored: float, step: int = 1) -> Vitals:
+    row = {"scored": 4, "skipped": 0, "learning_rate": 0.1, "loss": 1.0}
+    return Vitals(
+        "sft",
+        step,
+        9,
+        row,
+        {"config": subject().micro},
+        [],
+        scored_share=scored,
+        gradient_by_layer=[1.0],
+        update_ratio={"a": 0.1},
+        logit_max=2.0,
+    )
+
+
+def test_a_failing_look_stops_the_run_and_is_kept(tmp_path: Path) -> None:
+    """A check that only writes a line is read when the money is spent."""
+    said: list[str] = []
+    with pytest.raises(CheckFailed, match=r"live-tokens-are-scored.*Measured 0\.001") as stopped:
+        Watch(tmp_path, [], said.append)(sheet(0.001))
+    assert "--allow" in str(stopped.value) and "sft, step 1" in str(stopped.value) and said == []
+    looks: dict[str, Any] = json.loads((tmp_path / "live.json").read_text())["looks"]
+    assert looks["1"]["failed"] >= 1
+
+
+def test_what_is_allowed_is_warned_of(tmp_path: Path) -> None:
+    """--allow of one check must not let the others through."""
+    said: list[str] = []
+    watch = Watch(tmp_path, ["live-tokens-are-scored", "live-updates-are-felt"], said.append)
+    watch(sheet(0.001))
+    watch(sheet(0.2, step=5))
+    assert len([line for line in said if "live-tokens-are-scored" in line]) == 1
+    assert list(json.loads((tmp_path / "live.json").read_text())["looks"]) == ["1", "5"]
+    watch(sheet(0.5))  # a run that begins anew forgets the looks of the one before
+    assert list(json.loads((tmp_path / "live.json").read_text())["looks"]) == ["1"]
