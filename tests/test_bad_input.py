@@ -371,8 +371,20 @@ def test_missing_sources_are_all_named(make: Callable[..., Path], tmp_path: Path
     )
     assert "no/b.md: no such file" in message
     assert "x/*.txt: the pattern matches no" in message
-    later = make(sft={"sources": [{"path": "chat.jsonl"}]}, dpo={"sources": [{"path": "pairs.jsonl"}]})
-    refused("run", later, says=["chat.jsonl: no such file or folder", "chats.jsonl"])
+    later = make(
+        data={"sources": [{"path": "corpus.jsnl"}]},
+        sft={"sources": [{"path": "chat.jsonl"}]},
+        dpo={"sources": [{"path": "pairs.jsonl"}]},
+        evaluate={"tasks": [{"name": "mine", "path": "questions.jsonl"}]},
+    )
+    refused(
+        *("run", later),
+        says=[
+            *("4 problems", "data: corpus.jsnl", "sft: chat.jsonl", "chats.jsonl", "dpo: pairs.jsonl"),
+            "evaluate.tasks: mine: questions.jsonl",
+        ],
+    )
+    assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "runs").exists()
 
 
@@ -430,11 +442,6 @@ CORPUS_CASES: dict[str, tuple[dict[str, bytes], dict[str, Any], list[str]]] = {
         {},
         {"tokenizer": {"kind": "bpe", "vocab_size": 100}},
         ["tokenizer.vocab_size: 100 is too small", "at least 262"],
-    ),
-    "nothing-held-out": (
-        {},
-        {"data": {"sources": [{"path": "corpus.jsonl", "max_documents": 3}], "validation": 0.001}},
-        ["none of the 3 documents falls into the held-out share", "raise data.validation to"],
     ),
     "long-sample-prompt": (
         {},
@@ -558,12 +565,25 @@ def test_conversations_that_do_not_fit(make: Callable[..., Path], tmp_path: Path
     refused("run", path, "--set", "dpo.sources.0.path=equal.jsonl", says=["dpo: all 3 pairs have equal answers"])
 
 
+def test_one_document_is_told_first(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Bug: a corpus that cannot be split is found out after plan and tokenizer; copies pass for further documents."""
+    (tmp_path / "one.jsonl").write_text(lines([{"text": "Only this."}] * 3))
+    refused("run", make(data={"sources": [{"path": "one.jsonl"}]}), says=["a single document, so nothing can be held"])
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "one.jsonl").write_text(lines([{"text": "Only this."}] * 3 + [{"text": "And that."}]))
+    done = groundup("run", make(data={"sources": [{"path": "one.jsonl"}]}), "--until", "tokenizer")
+    assert done.code == 0, done.err
+
+
 def test_missing_extras_are_told_first(
     make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bug: lm-eval or datasets is found missing after pretraining."""
+    """Bugs: lm-eval or datasets is found missing after pretraining; in a clone the message names a package of an
+    index, which is not there."""
     monkeypatch.setattr("groundup.stages.preflight.find_spec", lambda name: None)
     path = make(evaluate={"tasks": ["town-facts"]}, sft={"sources": [{"dataset": "some/chats"}]})
+    refused("run", path, says=['pip install -e ".[eval]" in ', 'pip install -e ".[hf]" in '])
+    monkeypatch.setattr("groundup.errors.CLONE", tmp_path)
     refused("run", path, says=['pip install "groundup[eval]"', 'pip install "groundup[hf]"'])
 
 
@@ -662,6 +682,13 @@ def test_port_in_use(micro_run: Path) -> None:
 def test_runs_is_a_file(make: Callable[..., Path]) -> None:
     """Bug: NotADirectoryError from the depths."""
     refused("run", make(), "--runs", "r.yaml", says=["--runs r.yaml is a file; give a folder"])
+
+
+def test_runs_where_no_folder_can_be(make: Callable[..., Path]) -> None:
+    """Bug: a traceback of mkdir."""
+    refused(
+        "run", make(), "--runs", "/proc/none/runs", says=["cannot make the folder /proc/none/runs/r", "another place"]
+    )
 
 
 def test_corrupted_shard_is_refused_by_the_readers(micro_copy: Path) -> None:

@@ -105,6 +105,38 @@ def test_run(micro_copy: Path) -> None:
         assert line in shown.out
 
 
+def test_where_base_alone_was_made_nobody_is_sent_to_chat(
+    micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bugs: `run` of a recipe without SFT ends with "chat here"; after speedrun.sh the commands it prints are not found
+    and nobody says how they can be."""
+    recipe = tmp_path / "b.yaml"
+    lines = MICRO.read_text().split("sft:\n")[0].replace("only: [causality]", "enabled: false")
+    recipe.write_text(lines.replace("steps: 40", "steps: 2") + "evaluate: {bits_per_byte_bytes: 2000}\n")
+    shown = groundup("run", recipe, "--runs", tmp_path)
+    assert shown.code == 0, shown.err
+    assert "chat here" not in shown.out and f"groundup sample {tmp_path / 'micro'} --prompt" in shown.out
+    bin_folder = tmp_path / "venv" / "bin"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "activate").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(bin_folder / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    shown = groundup("run", recipe, "--runs", tmp_path)
+    assert shown.out.splitlines()[-1] == "first, once in each terminal: source venv/bin/activate"
+    (tmp_path / "groundup").touch(mode=0o755)
+    assert "source venv" not in groundup("run", recipe, "--runs", tmp_path).out
+
+
+def test_help_names_what_can_be_given() -> None:
+    """Bugs: --until takes a stage and no page names one; {name} where the others say NAME; commas that nobody knows."""
+    asked = {name: " ".join(groundup(name, "--help").out.replace("│", " ").split()) for name in ("run", "new", "eval")}
+    for stage in ("plan", "tokenizer", "data", "verify", "pretrain", "sft", "dpo", "grpo", "evaluate-base", "report"):
+        assert stage in asked["run"].partition("--until")[2]
+    assert "NAME" in asked["new"].partition("Write")[0] and "{name}" not in asked["new"]
+    assert "commas" in asked["eval"]
+
+
 def test_status(micro_run: Path) -> None:
     """Bug: keys of the contract are missing; a run is found by its path but not by its name."""
     by_path = groundup("status", micro_run, "--json")
@@ -231,7 +263,7 @@ def test_reader_that_leaves_early(micro_run: Path) -> None:
 
 def test_chat(micro_run: Path) -> None:
     """Bugs: an over-long message ends the conversation with exit 2; a long one grows past the context and dies;
-    /reset is sent to the model; the end of the input is a traceback."""
+    /reset is sent to the model; the end of the input is a traceback; a base model babbles without a warning."""
     question = "Name a number from 1 to 4.\n"
     result = groundup("chat", micro_run, "--stage", "sft", stdin=question * 6 + "word " * 200 + "\n/reset\n" + question)
     assert result.code == 0
@@ -240,6 +272,9 @@ def test_chat(micro_run: Path) -> None:
     assert set(answers[:1] + answers[-1:]) <= {"1", "2", "3", "4"}
     assert "the model's context of 64 leaves no room to answer: shorten it" in result.err
     assert groundup("chat", micro_run, stdin="\n").code == 0
+    assert "warning" not in result.err
+    warned = groundup("chat", micro_run, "--stage", "base", stdin="\n")
+    assert warned.code == 0 and f"groundup sample {micro_run} --prompt" in warned.err
 
 
 def test_serve(micro_copy: Path, tmp_path: Path) -> None:
@@ -284,6 +319,23 @@ def test_new(preset: str, params: str | None, tmp_path: Path, monkeypatch: pytes
         assert recipe.model.norm == given.model.norm
     else:
         assert recipe.model == given.model and recipe.pretrain == given.pretrain
+
+
+@pytest.mark.parametrize("preset", ["town", "wikipedia", "shakespeare", "gpt2", "qwen3-0.6b"])
+def test_new_of_another_size_says_nothing_of_the_presets_own(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: 3M parameters are called "a 4M-parameter model", about 15 minutes; the place of the data is lost with it."""
+    from groundup.recipe.load import find_recipe, load_recipe
+
+    monkeypatch.chdir(tmp_path)
+    assert groundup("new", "mine", "--from", preset, "--params", "3M").code == 0
+    text, given = (tmp_path / "mine.yaml").read_text(), find_recipe(preset).read_text()
+    assert load_recipe("mine.yaml").description == f"A model of 3M parameters, begun from groundup's preset {preset}."
+    for words in re.findall(r"[\d.,]+M-param\w*|[\d,]{7,} parameters|(?:\d+|few) minutes", given):
+        assert words not in text
+    assert ("$GROUNDUP_DATA (default" in text) == ("$GROUNDUP_DATA (default" in given)
+    assert load_recipe("mine.yaml").sft == load_recipe(preset).sft
 
 
 def test_new_names_that_look_like_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_the_split_is_the_hashes_not_the_order():
     ids=["conversations", "preferences", "problems"],
 )
 def test_the_town_shares_no_prompt(supply, convert, n):
-    """Bug: of the town's endless supply, prompts that were trained on validate (69 of 250 conversations, 60 of 128 pairs)."""
+    """Bug: of the town's endless supply, prompts that are trained on validate (69 of 250 conversations did)."""
     items = [convert(row) for row in supply(1, n)]
     held, rest = hold_out(items)
     assert not {prompt_of(i) for i in held} & {prompt_of(i) for i in rest}

@@ -274,6 +274,17 @@ def test_importing_again_does_nothing(checkpoints: dict[str, Path], tmp_path: Pa
     assert other.code == 2 and "is a run of something else" in other.err
 
 
+def test_a_model_without_a_template_is_no_one_to_chat_with(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Bugs: an imported base model is recommended for chat, and babbles without a warning; one with a template of its
+    own is warned of."""
+    for kind, talks in (("gpt2", False), ("llama3", True)):
+        shown = groundup("import", checkpoints[kind], "--out", tmp_path / kind)
+        assert shown.code == 0, shown.err
+        assert ("chat here" in shown.out, "groundup sample" in shown.out) == (talks, not talks)
+        chat = groundup("chat", tmp_path / kind, stdin="\n")
+        assert chat.code == 0 and ("this is a base model" in chat.err) == (not talks), chat.err
+
+
 def test_a_killed_import_leaves_nothing(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Bug: half a run at --out, which the next command takes for a whole one."""
     run = tmp_path / "runs" / "q"
@@ -325,6 +336,20 @@ def _damage(folder: Path, what: str) -> None:
         config.unlink()
         weights.rename(folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "lab/model"}')
+    elif what == "eos of text":  # as a config.json copied from another model says it
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+        config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": 64, "bos_token_id": None}))
+    elif what == "template beyond":
+        content = json.loads((folder / "tokenizer.json").read_text())
+        rows, last = json.loads(config.read_text())["vocab_size"], max(t["id"] for t in content["added_tokens"])
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        filler = [(i, f"<|filler{i}|>") for i in range(last + 1, rows)]
+        content["added_tokens"] += [{"id": i, "content": n, **flags} for i, n in [*filler, (rows, "<|turn|>")]]
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        names = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        names["chat_template"] = "{% for m in messages %}<|turn|>{{ m.content }}<|im_end|>{% endfor %}"
+        (folder / "tokenizer_config.json").write_text(json.dumps(names))
     elif what == "no eos":
         (folder / "tokenizer_config.json").write_text('{"eos_token": null, "chat_template": "{{ 1 }}"}')
     elif what == "word pieces":
@@ -351,6 +376,8 @@ WRONG = {
     "config list": "config.json is not a JSON object: fetch it again",
     "cut config": "fetch it again",  # not "delete the folder it is in", which read_json advises for files of ours
     "adapter": "is an adapter of lab/model",
+    "eos of text": "an ordinary token of text: write the right eos_token into tokenizer_config.json",
+    "template beyond": "the chat template writes <|turn|>, which the model",
     "no eos": "names no eos_token",
     "word pieces": "WordPiece",
     "another's tokenizer": "is it this model's tokenizer?",
@@ -359,13 +386,17 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_no_checkpoint_is_refused(what: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """Bugs: a traceback, exit code 1, a message without a remedy, or a half-made run."""
+    """Bugs: a traceback, exit code 1, a message without a remedy, or a half-made run; a recipe's base is told otherwise
+    than the command's folder."""
     source = Path(shutil.copytree(checkpoints["llama3"], tmp_path / "source"))
     _damage(source, what)
     result = groundup("import", source, "--out", tmp_path / "runs" / "x")
     assert result.code == 2, result.err
     assert WRONG[what] in result.err and "Traceback" not in result.err
     assert not (tmp_path / "runs" / "x").exists() and not list((tmp_path / "runs").glob(".*"))
+    (tmp_path / "r.yaml").write_text(f"name: r\nbase: {source}\n")
+    result = groundup("run", tmp_path / "r.yaml", "--runs", tmp_path / "runs", "--until", "pretrain")
+    assert result.code == 2 and WRONG[what] in result.err, result.err
 
 
 def test_places_that_are_wrong(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -380,6 +411,7 @@ def test_places_that_are_wrong(checkpoints: dict[str, Path], tmp_path: Path) -> 
         ("some-lab/some-model", tmp_path / "y"): "hf download some-lab/some-model",
         (tmp_path / "file", tmp_path / "y"): "is a file",
         (tmp_path / "full", tmp_path / "y"): "3 problems",
+        (checkpoints["gpt2"], Path("/proc/none/x")): "cannot make the folder /proc/none",
     }
     for (source, out), message in asked.items():
         result = groundup("import", source, f"--out={out}")

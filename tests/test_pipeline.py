@@ -126,6 +126,42 @@ def test_a_changed_key_makes_exactly_the_stages_downstream_stale(change: str, mi
     assert {name for name in ALL if before[name] != after[name]} == set(CHANGES[change])
 
 
+def test_a_long_pretraining_is_told_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: `groundup run gpt2` on a CPU begins 273 days of a thousand epochs without a word."""
+    monkeypatch.setattr("groundup.stages.prepare.LONG_SECONDS", 0.0)
+    little = ("--set", "data.sources.0.max_documents=20", "--set", "tokenizer.vocab_size=270")
+    counted = run(tmp_path, *little, "--until", "plan")
+    assert counted.err.splitlines()[-1].startswith("pretraining: about")
+    shutil.rmtree(tmp_path / "micro")
+    first = run(tmp_path, *little, "--until", "pretrain")
+    assert first.code == 0, first.err
+    told = first.err.splitlines()
+    at = {words: [n for n, line in enumerate(told) if words in line] for words in (
+        "pretraining: about", "pretraining will take about", "pretraining goes over its", "verify ...", "tokenizer ...",
+    )}  # fmt: skip
+    assert {words: len(lines) for words, lines in at.items()} == dict.fromkeys(at, 1), first.err
+    (line,), (warning,), (epochs,), (verify,), (tokenizer,) = at.values()
+    assert line < tokenizer and warning < tokenizer and epochs < verify
+    assert "40 steps, 20,480 tokens" in told[line]
+    assert "lower pretrain.steps (now 40), model.context" in told[warning]
+    assert "Add text to data.sources, or lower pretrain.steps (4 epochs are" in told[epochs]
+    warned = json.loads((tmp_path / "micro" / "pretrain" / "stage.json").read_text())["warnings"]
+    assert len(warned) == 1 and "arXiv 2305.16264" in warned[0]  # so the report and the card tell it
+    again = run(tmp_path, *little, "--until", "pretrain")  # done: nothing is to come
+    assert "pretraining" not in again.err
+
+
+def test_epochs_that_are_as_good_as_new_are_no_warning() -> None:
+    """Bug: four epochs, or whole steps that pass them by a little, are warned of."""
+    from groundup.stages.prepare import repeated
+
+    micro = load_recipe(MICRO)  # 40 steps of 8 x 64 tokens: 20,480
+    assert repeated(micro, 10_000, 5_120) == "" == repeated(micro, 10_000, 5_118)
+    assert "goes over its 2,048 tokens 10.0 times" in repeated(micro, 10_000, 2_048)
+    assert "(4 epochs are 16 steps)" in repeated(micro, 10_000, 2_048)
+    assert "worth about 16,003 new ones" in repeated(micro, 10_000, 2_048)
+
+
 def test_changes_are_told_in_few_words() -> None:
     """Bug: a section that is added or removed is told as fifty keys that became something or None."""
     before = load_recipe(MICRO)

@@ -27,13 +27,15 @@ PLAIN_EVERY = 5.0  # seconds between two lines of a stage where there is no term
 
 
 def duration(seconds: float) -> str:
-    """3725 -> '1h02m', 95 -> '1m35s', 4.2 -> '4.2s'."""
+    """3725 -> '1h02m', 95 -> '1m35s', 4.2 -> '4.2s', 200000 -> '2d07h'."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest}s"
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24:,}d{hours % 24:02d}h"
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
@@ -75,7 +77,10 @@ class Reporter:
 
 
 class Bar:
-    """Handle of one running bar: `update(done, note)`."""
+    """Handle of one running bar: `update(done, note)`.
+
+    The rate leaves out what comes before the first update: a step that compiles takes many times the others.
+    """
 
     def __init__(self, reporter: Reporter, stage: str, total: int | None, start: int, unit: str, draw=None) -> None:  # type: ignore[no-untyped-def]
         self.reporter, self.stage, self.total, self.start, self.unit, self.draw = (
@@ -86,13 +91,16 @@ class Bar:
             unit,
             draw,
         )
-        self.begun = self.said = time.monotonic()
+        self.said = time.monotonic()
+        self.first: tuple[int, float] | None = None  # (done, when) of the first update that had something done
 
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
         rest = ""
-        if self.total and self.start < done < self.total:
-            rest = f"ETA {duration((now - self.begun) / (done - self.start) * (self.total - done))}"
+        if self.first is None and done > self.start:
+            self.first = (done, now)
+        elif self.total and self.first is not None and self.first[0] < done < self.total:
+            rest = f"ETA {duration((now - self.first[1]) / (done - self.first[0]) * (self.total - done))}"
         if self.draw is not None:
             self.draw(done, f"{escape(note)}  {rest}".strip())
         elif now - self.said >= PLAIN_EVERY or done == self.total:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+
+CLONE = Path(__file__).resolve().parents[2]  # where an editable install has its pyproject.toml
 
 
 class UserError(Exception):
@@ -30,13 +33,19 @@ def problems(where: str, found: list[str]) -> None:
 
 def missing_extra(extra: str, package: str) -> UserError:
     """The error for an optional package that is not installed; names the extra that brings it."""
-    return UserError(f'this needs the package "{package}": pip install "groundup[{extra}]"')
+    clone = (CLONE / "pyproject.toml").is_file()
+    how = f'pip install -e ".[{extra}]" in {CLONE}' if clone else f'pip install "groundup[{extra}]"'
+    return UserError(f'this needs the package "{package}": {how}')
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """' (did you mean "x"?)' for the nearest choice, capitals aside; nothing when none is near."""
+    folded = {choice.casefold(): choice for choice in sorted(choices)}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return f' (did you mean "{folded[near[0]]}"?)' if near else ""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """' (did you mean "x"?)' for the nearest choice, or the list of choices when nothing is near."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    if near:
-        return f' (did you mean "{near[0]}"?)'
-    return f" (one of: {', '.join(choices)})" if choices else ""
+    return nearest(word, choices) or (f" (one of: {', '.join(choices)})" if choices else "")

@@ -16,12 +16,12 @@ from groundup.plan.host import this_host
 from groundup.plan.resolve import Resolved, resolve
 from groundup.recipe.load import dump_recipe, load_recipe
 from groundup.recipe.schema import Recipe, walk
-from groundup.record.files import atomic_write, clean_stale, read_json, write_json
+from groundup.record.files import atomic_write, clean_stale, disk_errors, make_folder, read_json, write_json
 from groundup.record.rundir import RunDir
 from groundup.record.stage import StageRecord, begin, stage_key
 from groundup.stages import checkpoint, outcome, prepare, training
 from groundup.stages.base import Context, Stage, model_before, sources_read, tasks_read, use_threads
-from groundup.stages.preflight import preflight
+from groundup.stages.preflight import need_files, preflight
 from groundup.stages.shelf import PREVIOUS, Shelf
 
 RESOLVED = "recipe.resolved.yaml"
@@ -209,6 +209,7 @@ class Pipeline:
         for asked in (until, only):
             if asked is not None and asked not in names:
                 raise UserError(f'this recipe has no stage "{asked}"{did_you_mean(asked, names)}')
+        need_files(self.ctx.recipe, self.ctx.base)
         keys = self.keys()  # before the lock: a missing file is told of before anything is touched
         wanted = [stage for stage in self.stages if only in (None, stage.name)]
         if until is not None:
@@ -217,6 +218,8 @@ class Pipeline:
         if only is not None:
             self._need_inputs(wanted[0], keys)
         preflight(ctx, {stage.name for stage in wanted if not self._is_done(stage, keys)})
+        with disk_errors(ctx.run.path):
+            make_folder(ctx.run.path)
         with ctx.run.lock():
             for left in ctx.run.path.rglob(".*.tmp-*"):  # by writers that were killed
                 clean_stale(left.with_name(left.name[1:].rpartition(".tmp-")[0]))
@@ -226,8 +229,26 @@ class Pipeline:
             write_json(ctx.run.path / ORIGIN, {"folder": str(ctx.base)})
             if ctx.checkpoint is not None:
                 ctx.checkpoint.keep(ctx.run.path)
+            to_come = [stage.name for stage in self.stages if not self._is_done(stage, keys)]
             for stage in wanted:
                 self._one(stage, keys)
+                if "pretrain" in to_come:
+                    self._foretell(stage.name)
+
+    def _foretell(self, stage: str) -> None:
+        """What the stages before a pretraining that is to come say of it: how long, and how often over its text."""
+        ctx, metrics = self.ctx, {name: record.metrics for name, record in self.done.items()}
+        if stage == "plan" and (line := prepare.estimate(ctx.recipe, metrics["plan"])):
+            ctx.reporter.say(line)
+        if stage == "data" and "plan" in metrics and (warning := self._repeated()):
+            ctx.reporter.warn(warning)
+
+    def _repeated(self) -> str:
+        """`prepare.repeated` of what the plan and the data stage have counted."""
+        plan, data = self.done.get("plan"), self.done.get("data")
+        if plan is None or data is None:  # --only
+            return ""
+        return prepare.repeated(self.ctx.recipe, plan.metrics["parameters"], data.metrics["train_tokens"])
 
     def _is_done(self, stage: Stage, keys: dict[str, str]) -> bool:
         record = self.ctx.run.record(stage.name)
@@ -263,7 +284,7 @@ class Pipeline:
         self._need_inputs(stage, keys)
         ctx.reporter.say(f"{stage.name} ...", style="bold")
         self.shelf.claim(stage.name, key)
-        ctx.warnings = []
+        ctx.warnings = [said] if stage.name == "pretrain" and (said := self._repeated()) else []
         began = time.monotonic()
         fresh = begin(stage.name, key, seed=ctx.seed(stage.name), inputs={n: keys[n] for n in stage.inputs})
         fresh.metrics = stage.run(ctx, key)
@@ -381,6 +402,7 @@ def resolve_here(
     if recipe.tokenizer.kind == "char" and recipe.tokenizer.vocab_size == "auto":
         from groundup.tokenizer.train import char_vocab_size
 
+        need_files(recipe, base)  # all of them, before the corpus alone is read
         assert recipe.data is not None  # a recipe has it, or a base
         documents = read_sources(recipe.data.sources, recipe.seed, base, lambda _: None)
         vocab = char_vocab_size(recipe.tokenizer, (document.text for document in documents))

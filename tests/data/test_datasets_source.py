@@ -64,5 +64,5 @@ def test_an_id_without_the_network_is_a_user_error(monkeypatch: pytest.MonkeyPat
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: ModuleNotFoundError instead of the command that installs it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"groundup\[hf\]"):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[hf\]"'):
         list(read_sources([Source(dataset="x/y")], 1))

@@ -122,3 +122,5 @@ def test_one_model_alone_makes_a_table(run: Path) -> None:
     """Catches a table that needs a run's name or a model before: `groundup eval` shows a single model."""
     text = plain_table({"models": compare(run)["models"][:1]})
     assert "Held-out questions" in text and "0.100 ~" in text
+    assert "to the left" not in text and "which way is better" in text  # there is no left
+    assert "to the left" in plain_table(compare(run))

@@ -126,6 +126,19 @@ def test_what_cannot_be_built_here_is_not_timed() -> None:
     assert timing.pretraining(recipe(), replace(HOST, memory=1000)) is None
 
 
+def test_a_sequence_too_long_for_here_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a context of 10^12 tokens (a slip of the keyboard) asks for 256 TB, and the plan is a traceback."""
+    rough = {"seconds": timing.WORTH + 1, "flops": 1e9, "resolved": [{"key": "x"}]}
+    monkeypatch.setattr(timing, "budget", lambda *_: dict(rough))
+    monkeypatch.setattr(timing, "pretraining", lambda *_: pytest.fail("timed"))
+    found = timing.timed_budget(recipe({"context": 10**12}), HOST, [])
+    assert found["seconds"] == rough["seconds"] and "timing" not in found
+    assert found["resolved"][0] == {"key": "x"} and found["resolved"][1]["value"] == "from FLOPs alone"
+    assert "1,000,000,000,000 tokens takes more memory" in found["resolved"][1]["reason"]
+    for shape in ({}, {"position": "alibi"}, {"moe": {"n_experts": 4, "top_k": 2, "d_expert": 16, "first_dense": 1}}):
+        assert timing.one_row_fits(recipe(shape), HOST)
+
+
 def test_real_steps_train(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bugs: the steps that are timed change nothing (no update, no gradient); files are written by them."""
     given = recipe()

@@ -161,3 +161,13 @@ def test_walk_reaches_every_leaf() -> None:
     assert dict(walk(tree)) == {"a.b": 1, "c[0].d": "auto", "c[1].d": 2, "e": ["x", "y"], "f": None}
     recipe = Recipe.model_validate(yaml.safe_load(SMALL))
     assert {"device", "model.d_model", "pretrain.steps"} <= set(recipe.unresolved())
+
+
+def test_what_set_got_wrong_is_said_to_be_of_set() -> None:
+    """Bugs: a preset is named by the path of its file inside of the package; an unknown section has no (--set) beside
+    it, as if it stood in the preset."""
+    with pytest.raises(UserError) as error:
+        load_recipe("llama-3.1-8b", ["pretrain.steps=zzz", "pretrian.steps=3"])
+    message = str(error.value)
+    assert message.startswith("llama-3.1-8b: 2 problems") and message.count("(--set)") == 2
+    assert "/presets/" not in message

@@ -129,6 +129,16 @@ def test_a_failure_inside_the_block_leaves_the_old_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
+def test_a_place_where_no_folder_can_be_is_one_message(tmp_path: Path) -> None:
+    """Bug: `--out /proc/x/y`, or a path through a file, is a traceback of mkdir."""
+    (tmp_path / "file").write_text("kept")
+    for place in (Path("/proc/none/here"), tmp_path / "file" / "below", tmp_path / ("n" * 300) / "x"):
+        for writer in (atomic_file, atomic_folder):
+            with pytest.raises(UserError, match=r"cannot make the folder .*choose another place"), writer(place / "x"):
+                raise AssertionError("there is no such place")
+    assert names(tmp_path) == ["file"]
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     """Bug: a reader sees a checkpoint folder with some of its files, or old and new files mixed."""
     target = tmp_path / "model"

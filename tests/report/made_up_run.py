@@ -151,7 +151,7 @@ class MadeUpRun:
                 "tokens_per_parameter": 20.0,
                 "flops": 2.2e14,
                 "memory": {"weights": 4_938_752, "optimizer": 9_877_504},
-                "config": {"vocab_size": 1024, "d_model": 128},
+                "config": {"vocab_size": 1024, "d_model": 128, "moe": None},
                 "peak_flops": 1.1e11,
                 "seconds": 402.0,
                 "resolved": resolved,

@@ -17,7 +17,7 @@ from groundup.record.files import write_json
 from groundup.report.collect import Score, collect, report_json
 from groundup.report.page import render, write_report
 from groundup.report.plots import series, smooth, stage_charts, thin
-from groundup.report.show import cited, facts, growth, side_by_side, value
+from groundup.report.show import OFF, cited, facts, growth, side_by_side, value
 
 
 @pytest.fixture(scope="module")
@@ -376,9 +376,18 @@ def test_values_keep_their_size_and_unit(found: object, key: str, expected: str)
 
 
 def test_nested_records_read_as_words() -> None:
-    """Bug: the data section shows Python's own spelling of a dict, or drops what is nested."""
+    """Bugs: the data section shows Python's own spelling of a dict, or drops what is nested; a setting that is off is
+    "not measured"."""
     found = facts(
         {"train": {"tokens": 7}, "sources": [{"source": "a.txt", "documents": 1200}], "left": 1}, leave=["left"]
     )
     assert found == [("train: tokens", "7"), ("sources", "a.txt, 1,200 documents")]
+    off = {"rope_scaling": None, "moe": None, "latent": {"rank": None}, "d_model": 8}
+    assert [shown for _, shown in facts(off, missing=OFF)] == ["none", "none", "none", "8"]
+    assert facts({"loss": None}) == [("loss", "not measured")]
     assert cited("1706.03762") == "arXiv 1706.03762" and cited("this machine") == "this machine" and cited(None) == ""
+
+
+def test_what_is_off_was_not_left_unmeasured(page: str) -> None:
+    """Bug: the page says "not measured" of experts that the model does not have."""
+    assert "<dt>moe</dt><dd>none</dd>" in page and "<dd>not measured</dd>" not in page.partition("<dt>moe</dt>")[2][:40]

@@ -61,7 +61,7 @@ def test_the_url_can_be_opened() -> None:
     ],
 )
 def test_a_missing_package_names_the_extra(package: str, use: str) -> None:
-    """Bug: ModuleNotFoundError, which says nothing of `groundup[serve]`."""
+    """Bug: ModuleNotFoundError, which says nothing of the extra `serve`."""
     program = f"""
 import sys
 sys.modules["{package}"] = None
@@ -72,7 +72,7 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
-    assert f'"{package}"' in done.stdout and 'pip install "groundup[serve]"' in done.stdout
+    assert f'"{package}"' in done.stdout and 'pip install -e ".[serve]"' in done.stdout
 
 
 def test_it_serves_says_where_and_ends_on_ctrl_c() -> None:

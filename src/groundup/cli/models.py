@@ -26,6 +26,7 @@ def import_(
     """Make a run of a checkpoint that others trained: chat, evaluate, fine-tune, serve and export it."""
     from groundup.console import Reporter
     from groundup.importing import import_checkpoint
+    from groundup.stages.prepare import BROUGHT
 
     found = import_checkpoint(folder, out, name, Reporter(quiet=as_json))
     if as_json:
@@ -33,7 +34,9 @@ def import_(
         return
     said = "was imported before" if found["imported_before"] else "imported"
     typer.echo(f"{said}: {found['architecture']}, {found['parameters']:,} parameters, context {found['context']:,}")
-    typer.echo(f"chat here    groundup chat {out}\nevaluate     groundup eval {out} --tasks town-arithmetic")
+    talks = found["tokenizer"]["template"] == BROUGHT
+    typer.echo(f"chat here    groundup chat {out}" if talks else f'continue     groundup sample {out} --prompt "..."')
+    typer.echo(f"evaluate     groundup eval {out} --tasks town-arithmetic")
     typer.echo(f"fine-tune    add an sft section to {found['recipe']}, then groundup run {found['recipe']}")
 
 
@@ -42,7 +45,8 @@ def evaluate(
     run: RunArg,
     stage: StageOpt = None,
     tasks: Annotated[
-        list[str] | None, typer.Option("--tasks", help="task name; may be repeated; default: the recipe's")
+        list[str] | None,
+        typer.Option("--tasks", help="names of tasks, with commas between; may be repeated; default: the recipe's"),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="questions a task, at most")] = None,
     runs: RunsOpt = RUNS,
@@ -170,8 +174,10 @@ def chat(
     """Talk in the terminal. An empty line or Ctrl-D ends, Ctrl-C cuts an answer short, /reset forgets what was said."""
     from groundup.console import talk
     from groundup.infer.sample import SamplingParams
+    from groundup.stages.prepare import brought_template
 
-    name, engine = load_engine(open_run(run, runs), stage)
+    pipeline = open_run(run, runs)
+    name, engine = load_engine(pipeline, stage)
     stops = (engine.tokenizer.end, engine.tokenizer.eos)
     room = min(max_new_tokens, engine.context // 4)
 
@@ -183,6 +189,11 @@ def chat(
             ids = engine.chat_prompt(messages)
         return engine.stream(ids, SamplingParams(max_new_tokens, temperature, seed=turn, stop_ids=stops))
 
+    if name == "base" and not brought_template(pipeline.ctx.run):
+        pipeline.ctx.reporter.warn(
+            "this is a base model: it has never seen a chat turn and only babbles. "
+            f'`groundup sample {run} --prompt "..."` continues a text with it; an sft section teaches it to answer'
+        )
     typer.echo(f"{name} of {run}; an empty line ends, /reset starts over", err=True)
     talk(name, answer, system)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +18,12 @@ from groundup.runs import open_run
 if TYPE_CHECKING:
     from groundup.pipeline import Pipeline
 
+STAGES = "plan, tokenizer, data, verify, pretrain, sft, dpo, grpo, evaluate-base (-sft, -dpo, -grpo), report, card"
+
 
 @app.command(epilog="Examples: `groundup new mine` · `groundup new big --params 30M --from wikipedia`")
 def new(
-    name: Annotated[str, typer.Argument(help="name of the recipe; writes NAME.yaml")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name of the recipe; writes NAME.yaml")],
     params: Annotated[str | None, typer.Option(help="size of the model, such as 1M; dimensions become auto")] = None,
     source: Annotated[str, typer.Option("--from", help="preset to start from: town, wikipedia, gpt2, ...")] = "town",
 ) -> None:
@@ -37,15 +43,21 @@ def new(
 def run(
     recipe: RecipeArg,
     runs: RunsOpt = RUNS,
-    until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
-    only: Annotated[str | None, typer.Option(help="run this stage alone")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help=f"stop after this stage: {STAGES}")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="run this stage alone; the same names")] = None,
     overrides: SetOpt = None,
+    allow: Annotated[list[str] | None, typer.Option(metavar="ID", help="let this check fail; the card tells")] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Run every stage that is not done yet. Killed at any moment, the same command goes on from there."""
     from groundup.console import Reporter
     from groundup.pipeline import Pipeline
 
+    if allow:
+        from groundup.recipe.load import load_recipe
+
+        let = [*load_recipe(recipe, overrides).verify.allow, *allow]
+        overrides = [*(overrides or []), f"verify.allow={json.dumps(let)}"]
     pipeline = Pipeline.open(recipe, runs, overrides, Reporter(quiet=as_json))
     pipeline.run(until, only)
     if as_json:
@@ -59,6 +71,8 @@ def _closing(pipeline: Pipeline) -> None:
 
     from groundup.evaluate.compare import compare as compared
     from groundup.evaluate.compare import table
+    from groundup.stages.base import made_models
+    from groundup.stages.prepare import brought_template
 
     path = pipeline.ctx.run.path
     if any(name.startswith("evaluate-") for name in pipeline.done):
@@ -68,7 +82,21 @@ def _closing(pipeline: Pipeline) -> None:
             pipeline.ctx.reporter.warn(f"made with other settings, and shown as they are: {', '.join(stale)}")
     if "report" in pipeline.done:
         typer.echo(f"\nreport       {path / 'report' / 'index.html'}\ncard         {path / 'card' / 'README.md'}")
-        typer.echo(f"chat here    groundup chat {path}\nin browser   groundup serve {path}")
+        base_alone = set(made_models(pipeline.ctx.run)) == {"base"} and not brought_template(pipeline.ctx.run)
+        talk = (
+            f'continue     groundup sample {path} --prompt "..."'
+            if base_alone
+            else f"chat here    groundup chat {path}"
+        )
+        typer.echo(f"{talk}\nin browser   groundup serve {path}")
+        _how_to_find_it()
+
+
+def _how_to_find_it() -> None:
+    """Say how the shell finds `groundup`, where this one was called by its path (speedrun.sh, .venv/bin/groundup)."""
+    activate = Path(sys.executable).parent / "activate"
+    if shutil.which("groundup") is None and activate.is_file():
+        typer.echo(f"first, once in each terminal: source {os.path.relpath(activate)}")
 
 
 @app.command(epilog="Example: `groundup status runs/town --json`")

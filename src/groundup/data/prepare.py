@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from groundup.data.shard import ShardWriter, write_shard
 from groundup.errors import UserError
 from groundup.recipe.schema import DataSection
 
+SINGLE = (
+    "the corpus is a single document, so nothing can be held out: add text to data.sources "
+    "(plain text is split at blank lines only past 100,000 characters; .jsonl holds a document a line)"
+)
 _BATCH_DOCUMENTS = 512
 _BATCH_CHARACTERS = 1 << 21
 
@@ -55,22 +60,49 @@ def prepare_data(
     """Read, deduplicate, split and encode the sources into out/train.bin and out/validation.bin.
 
     Each document becomes [bos] + its ids + [eos]. The files appear at the very end, whole.
-    on_progress(documents, tokens) is called after each batch.
+    on_progress(documents, tokens) is called after each batch. Where one side of the split would be empty (little text),
+    the document next to the border goes there, with a warning: all is read a second time then.
 
     Returns metrics: documents, duplicates, empty, train_documents, validation_documents, bytes (raw UTF-8 text),
     tokens, train_tokens, validation_tokens, bytes_per_token (bos and eos not counted), and sources (one
     {source, documents, bytes} each).
-    Errors: UserError when the sources hold no text, or when one side of the split would be empty.
+    Errors: UserError when the sources hold no text, or a single document.
     """
-    out = Path(out)
+    try:
+        return _prepare(section, tokenizer, Path(out), seed, base, section.validation, on_progress, on_warning)
+    except _EmptySide as found:
+        if on_warning:
+            on_warning(str(found))
+        return _prepare(section, tokenizer, Path(out), seed, base, found.border, on_progress, None)
+
+
+class _EmptySide(Exception):
+    """No document lies on one side of the split; `border` is a share that puts one there."""
+
+    def __init__(self, message: str, border: float) -> None:
+        super().__init__(message)
+        self.border = border
+
+
+def _prepare(
+    section: DataSection,
+    tokenizer: Encoder,
+    out: Path,
+    seed: int,
+    base: Path | str,
+    border: float,
+    on_progress: Callable[[int, int], None] | None,
+    on_warning: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """`prepare_data` with the documents below `border` held out. Raises _EmptySide, and then leaves no file."""
     counts: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     raw: Counter[str] = Counter()
     seen: set[bytes] = set()
-    lowest = 1.0  # place met, for the advice in an error
+    lowest, highest = 1.0, 0.0  # places met
 
     def wanted() -> Iterator[tuple[Document, bool]]:
-        nonlocal lowest
+        nonlocal lowest, highest
         for document in read_sources(section.sources, seed, base, on_warning, counts):
             digest, where = place(document.text)
             if section.deduplicate:
@@ -78,8 +110,8 @@ def prepare_data(
                     counts["duplicates"] += 1
                     continue
                 seen.add(digest)
-            lowest = min(lowest, where)
-            yield document, where < section.validation
+            lowest, highest = min(lowest, where), max(highest, where)
+            yield document, where < border
 
     vocab_size, made_with = tokenizer.vocab_size, tokenizer.hash
     with (
@@ -96,7 +128,7 @@ def prepare_data(
                 raw[document.source] += size
             if on_progress:
                 on_progress(sum(kept.values()), train.n_tokens + validation.n_tokens)
-        _check_sides(section, train, validation, lowest, counts)
+        _check_sides(section, train, validation, (lowest, highest), counts)
 
     documents = train.n_documents + validation.n_documents
     tokens = train.n_tokens + validation.n_tokens
@@ -131,8 +163,14 @@ def _batches(documents: Iterator[tuple[Document, bool]]) -> Iterator[list[tuple[
 
 
 def _check_sides(
-    section: DataSection, train: ShardWriter, validation: ShardWriter, lowest: float, counts: Counter[str]
+    section: DataSection,
+    train: ShardWriter,
+    validation: ShardWriter,
+    places: tuple[float, float],
+    counts: Counter[str],
 ) -> None:
+    """places: the lowest and the highest one met."""
+    lowest, highest = places
     documents = train.n_documents + validation.n_documents
     if documents == 0:
         names = ", ".join(name_of(source) for source in section.sources)
@@ -140,20 +178,18 @@ def _check_sides(
             f"the corpus is empty: {names} gave no text ({counts['empty']:,} empty documents). "
             "Check data.sources and text_field"
         )
-    if documents == 1:
-        raise UserError(
-            "the corpus is a single document, so nothing can be held out: add text to data.sources "
-            "(plain text is split at blank lines only past 100,000 characters; .jsonl holds a document a line)"
-        )
+    if lowest == highest:
+        raise UserError(SINGLE)
+    share = f"the held-out share of {section.validation:g} (data.validation)"
     if validation.n_documents == 0:
-        need = lowest * 1.05 + 0.001
-        advice = f"raise data.validation to {need:.3f}, or " if need < 0.5 else ""
-        raise UserError(
-            f"none of the {documents:,} documents falls into the held-out share of {section.validation:g} "
-            f"(data.validation): {advice}add documents"
+        raise _EmptySide(
+            f"none of the {documents:,} documents falls into {share}: the one nearest to it is held out. Figures on so "
+            "little text are rough: raise data.validation, or add documents",
+            math.nextafter(lowest, 1.0),
         )
     if train.n_documents == 0:
-        raise UserError(
-            f"all {documents:,} documents fall into the held-out share of {section.validation:g} "
-            f"(data.validation): lower it or add documents"
+        raise _EmptySide(
+            f"all {documents:,} documents fall into {share}: the one nearest to its border is trained on alone. Lower "
+            "data.validation, or add documents",
+            highest,
         )

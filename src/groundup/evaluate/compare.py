@@ -83,15 +83,15 @@ def table(comparison: dict[str, Any]) -> Table:
     `compare` gives them (one will do), and `run` for the title where there is one.
 
     ▲ better and ▼ worse than the model to its left, with the two intervals apart; no mark: they touch, or the
-    questions differ. ~ chance lies inside the interval.
+    questions differ. ~ chance lies inside the interval. One model alone has no left, and no legend of it.
     """
     from rich.table import Table
 
     models, name = comparison["models"], comparison.get("run")
+    change = "▲ better, ▼ worse than the model to the left (intervals apart)\n" if len(models) > 1 else ""
     view = Table(
         title=f"{name}: held-out questions, 95% intervals" if name else "Held-out questions, 95% intervals",
-        caption="▲ better, ▼ worse than the model to the left (intervals apart)\n"
-        "~ chance lies in the interval   ↑ ↓ which way is better",
+        caption=f"{change}~ chance lies in the interval   ↑ ↓ which way is better",
         show_lines=True,
     )
     view.add_column("task", style="bold")

@@ -47,8 +47,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         found += _override(tree, item)
         place = _place_of(item.partition("=")[0])
         lines = {at: line for at, line in lines.items() if at[: len(place)] != place} | {place: "--set"}
+        for above in range(1, len(place)):  # a section that the file does not have
+            lines.setdefault(place[:above], "--set")
     problems("--set", found)
-    return parse_recipe(tree, str(file), lines)
+    return parse_recipe(tree, file.stem if file.parent == PRESETS else str(file), lines)
 
 
 def parse_recipe(tree: dict[str, Any], where: str, lines: Lines | None = None) -> Recipe:

@@ -16,7 +16,8 @@ _FOLLOW = {
 
 
 def recipe_text(name: str, preset: str, params: str | None = None) -> str:
-    """A preset's text under another name. With `params`, the shape and the training length become auto.
+    """A preset's text under another name. With `params`, the shape and the training length become auto, and what the
+    preset says of its own size and time goes.
 
     Errors: UserError for a name that cannot name a folder, for what is no size, and for a preset with numbers that
     belong to its own width.
@@ -34,9 +35,7 @@ def recipe_text(name: str, preset: str, params: str | None = None) -> str:
         raise UserError(f'--params "{params}" is not a size; write 1M, 124M, 1.5B or a plain number')
     if int(size) < 1:
         raise UserError(f"--params {params}: a model has at least one parameter; write 1M, 124M or 1.5B")
-    head = (
-        f"# Begun from the preset {preset} at {params} parameters: times and sizes in its comments are the preset's.\n"
-    )
+    head = f"# Begun from the preset {preset} at {params} parameters. How long it takes: groundup plan {name}.yaml\n"
     bound = [
         key for key in ("embed_scale", "score_dim", "init_std", "moe", "latent") if re.search(rf"^  {key}:", text, re.M)
     ]
@@ -45,7 +44,12 @@ def recipe_text(name: str, preset: str, params: str | None = None) -> str:
             f"{preset} cannot be given another size: its {' and '.join(bound)} belong to its width. Start from another "
             f"preset, or let `groundup design --params {params}` choose a shape"
         )
-    return head + _with_size(text, params)
+    about = f"description: A model of {params} parameters, begun from groundup's preset {preset}."
+    text = re.sub(r"^description:.*\n(?:[ \t]+.*\n)*", lambda _: f"{about}\n", text, count=1, flags=re.M)
+    above, name_line, below = text.partition("\nname:")
+    # Where the data lies is as true of this size; the rest tells times and parameters.
+    above = "".join(f"{line}\n" for line in above.splitlines() if "$GROUNDUP_DATA" in line)
+    return head + _with_size(above + name_line.lstrip("\n") + below, params)
 
 
 def _with_size(text: str, params: str) -> str:

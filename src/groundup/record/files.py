@@ -70,13 +70,23 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """mkdir with its parents. Errors: UserError where no folder can be; `disk_errors` knows full and forbidden ones."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _FULL | _FORBIDDEN:
+            raise
+        raise UserError(f"cannot make the folder {path} ({error.strerror}): choose another place") from error
+
+
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
     """A binary file to stream into (seekable); it takes its place only when the block ends well."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with open(temporary, "w+b") as file:
                 yield file
@@ -140,8 +150,9 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with disk_errors(path):
+        make_folder(path.parent)
         clean_stale(path)
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         try:
             yield temporary
             for folder, _, names in os.walk(temporary):

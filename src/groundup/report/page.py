@@ -59,7 +59,7 @@ def render(run: Run) -> str:
         data=show.facts(run.data),
         tokenizer=show.facts(run.tokenizer, leave=("longest_tokens", "failed")),
         plan=show.facts(run.plan, leave=("parameters", "resolved", "config", "memory", "host")),
-        shape=show.facts(run.plan.get("config") or {}),
+        shape=show.facts(run.plan.get("config") or {}, missing=show.OFF),
         memory=[(k.replace("_", " "), show.value(v, "bytes")) for k, v in (run.plan.get("memory") or {}).items()],
         parts=_parts(run),
         passed=sum(bool(check.get("passed")) for check in run.checks),

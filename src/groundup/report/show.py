@@ -10,6 +10,7 @@ from groundup.console import duration
 from groundup.report.collect import LABELS, Evaluation, Run, Training, number
 
 MISSING = "not measured"
+OFF = "none"  # of a setting: it is off, and there was nothing to measure
 SAMPLES_PER_TASK = 2
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -59,19 +60,24 @@ def compact(found: float) -> str:
     return f"{found:.3g}"
 
 
-def facts(found: dict[str, Any], leave: Iterable[str] = (), prefix: str = "") -> list[tuple[str, str]]:
-    """(name, value) of every leaf of nested dicts, in their order; keys in `leave` are shown elsewhere."""
+def facts(
+    found: dict[str, Any], leave: Iterable[str] = (), prefix: str = "", missing: str = MISSING
+) -> list[tuple[str, str]]:
+    """(name, value) of every leaf of nested dicts, in their order; keys in `leave` are shown elsewhere.
+
+    missing: what None is called; OFF where `found` holds settings.
+    """
     rows: list[tuple[str, str]] = []
     for key, item in found.items():
         if key in leave:
             continue
         name = f"{prefix}{key.replace('_', ' ')}"
         if isinstance(item, dict):
-            rows += facts(item, prefix=f"{name}: ")
+            rows += facts(item, prefix=f"{name}: ", missing=missing)
         elif isinstance(item, list) and item and all(isinstance(row, dict) for row in item):
             rows += [(name, _row(row)) for row in item]
         else:
-            rows.append((name, value(item, key if "bytes_per" not in key else "")))
+            rows.append((name, missing if item is None else value(item, key if "bytes_per" not in key else "")))
     return rows
 
 

@@ -99,10 +99,11 @@ def _kept(given: str, run: Path) -> Checkpoint | None:
 
 def read(folder: Path, given: str) -> Checkpoint:
     """Open a checkpoint folder; nothing of its weights is read but a sample. Errors: UserError as `find`."""
-    from groundup.model.interchange.configs import config_from_hf
+    from groundup.model.interchange.configs import config_from_hf, read_config
+    from groundup.model.interchange.tensors import adapter_problems
 
-    problems(str(folder), _folder_problems(folder))
-    content = read_json(folder / "config.json")
+    problems(str(folder), adapter_problems(folder) or _folder_problems(folder))
+    content = read_config(folder / "config.json")
     config: ModelConfig = config_from_hf(content, str(folder / "config.json"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     return Checkpoint(

@@ -7,7 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from groundup.errors import UserError, missing_extra
+from groundup.data import files
+from groundup.data.prepare import SINGLE
+from groundup.data.read import read_sources
+from groundup.errors import UserError, missing_extra, problems
 from groundup.recipe.schema import ChatSource, Recipe
 from groundup.stages.base import Context, evaluation
 from groundup.stages.training import judgeable
@@ -29,7 +32,9 @@ def preflight(ctx: Context, stages: Collection[str]) -> None:
 
     if any(name.startswith("evaluate-") for name in stages):
         attempt(lambda: _tasks(ctx))
-    if "verify" in stages and recipe.verify.only:
+    if recipe.data is not None and {"tokenizer", "data"} <= set(stages):
+        attempt(lambda: _texts(ctx))
+    if recipe.verify.only or recipe.verify.allow:
         attempt(lambda: _checks(recipe))
     if find_spec("datasets") is None and any(s.dataset for s in _sources(recipe, stages)):
         found.append(str(missing_extra("hf", "datasets")))
@@ -42,6 +47,20 @@ def preflight(ctx: Context, stages: Collection[str]) -> None:
         raise UserError("\n".join(found))
 
 
+def need_files(recipe: Recipe, base: Path) -> None:
+    """Raise one UserError with every file that the recipe names, in any stage, and that is not there. None is read."""
+    missing = []
+    for stage, endings in (("data", files.TEXT), ("sft", files.ROWS), ("dpo", files.ROWS), ("grpo", files.ROWS)):
+        section = getattr(recipe, stage)
+        for source in section.sources if section is not None else []:
+            if source.path is not None:
+                missing += [f"{stage}: {complaint}" for complaint in files.find(source.path, base, endings)[1]]
+    for task in recipe.evaluate.tasks:
+        if not isinstance(task, str):
+            missing += [f"evaluate.tasks: {task.name}: {c}" for c in files.find(task.path, base, (".jsonl",))[1]]
+    problems(recipe.name, missing)
+
+
 def _tasks(ctx: Context) -> None:
     from groundup.evaluate.questions import plan_tasks
 
@@ -51,10 +70,25 @@ def _tasks(ctx: Context) -> None:
         raise missing_extra("eval", "lm-eval")
 
 
+def _texts(ctx: Context) -> None:
+    """Read on to a second text that differs from the first: with one alone nothing can be held out."""
+    assert ctx.recipe.data is not None
+    sources = ctx.recipe.data.sources
+    if any(source.dataset for source in sources):  # from elsewhere: the stage itself fetches it
+        return
+    different: set[str] = set()
+    for document in read_sources(sources, ctx.recipe.seed, ctx.base, lambda _: None):
+        different.add(document.text)
+        if len(different) > 1:
+            return
+    if different:  # none at all: the tokenizer's stage says which source is empty
+        raise UserError(SINGLE)
+
+
 def _checks(recipe: Recipe) -> None:
     from groundup.verify.run import select
 
-    select(recipe.verify.only)
+    select([*recipe.verify.only, *recipe.verify.allow])
 
 
 def _sources(recipe: Recipe, stages: Collection[str]) -> list[Any]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from groundup.console import duration
 from groundup.data.load import check_enough
 from groundup.data.prepare import prepare_data
 from groundup.data.read import read_sources
 from groundup.data.shard import Shard
-from groundup.errors import CheckFailed, UserError
+from groundup.errors import CheckFailed, UserError, problems
 from groundup.plan.budget import budget
 from groundup.plan.host import Host
+from groundup.plan.laws import FREE_EPOCHS, STRAY, repetition
 from groundup.plan.resolve import Resolved
 from groundup.recipe.schema import DataSection, Recipe, Source
 from groundup.record.files import write_json
+from groundup.record.rundir import RunDir
 from groundup.stages.base import Context
 from groundup.stages.checkpoint import Checkpoint
 from groundup.tokenizer.audit import ADVERSARIAL, audit
+from groundup.tokenizer.chat import render
 from groundup.tokenizer.foreign import ForeignTokenizer, from_checkpoint, measure
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.train import train_tokenizer
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from groundup.verify.subject import Subject
 
 AUDIT_TEXTS = 2000
+BROUGHT = "the checkpoint's"  # where an imported model's chat template comes from, in the tokenizer's record
+LONG_SECONDS = 86_400.0  # of pretraining, from which on it is asked whether that was meant
 ROW_TOKENS = 2048  # a row of an imported model's chats, where no chat is longer: its context may be a hundred thousand
 
 
@@ -61,6 +67,12 @@ def plan(ctx: Context, key: str) -> dict[str, Any]:
             f"training needs about {found['memory']['total'] / 2**30:.1f} GiB, this machine has "
             f"{ctx.host.memory / 2**30:.1f}: lower micro_batch_size"
         )
+    if found["seconds"] > LONG_SECONDS:
+        ctx.warn(
+            f"pretraining will take about {duration(found['seconds'])} on this machine: lower pretrain.steps (now "
+            f"{int(ctx.recipe.pretrain.steps):,}), model.context or the model's size (model.params, or its "
+            "dimensions); `groundup plan RECIPE --device h100` counts it for a GPU"
+        )
     return {
         "parameters": found["parameters"]["total"],
         "tokens": found["tokens"],
@@ -70,6 +82,32 @@ def plan(ctx: Context, key: str) -> dict[str, Any]:
         "peak_flops": found["peak_flops"],
         "estimated_memory": found["memory"]["total"],
     }
+
+
+def estimate(recipe: Recipe, planned: dict[str, Any]) -> str:
+    """One line: what pretraining will take here, from the plan's metrics; "" where nothing is pretrained."""
+    if recipe.base is not None:
+        return ""
+    steps, tokens = int(recipe.pretrain.steps), planned["tokens"]
+    return f"pretraining: about {duration(planned['estimated_seconds'])} here, {steps:,} steps, {tokens:,} tokens"
+
+
+def repeated(recipe: Recipe, parameters: int, unique: int) -> str:
+    """A warning where pretraining goes over its `unique` tokens more often than pays; "" where it does not.
+
+    Errors: none. The law is that of Muennighoff et al. 2023, arXiv 2305.16264 (plan/laws.py).
+    """
+    tokens = int(recipe.pretrain.steps) * int(recipe.pretrain.batch_size) * recipe.model.context
+    if recipe.base is not None or tokens <= (FREE_EPOCHS + STRAY) * unique:
+        return ""
+    found = repetition(parameters, tokens, unique)
+    enough = max(1, int(FREE_EPOCHS * unique * int(recipe.pretrain.steps) // tokens))
+    return (
+        f"pretraining goes over its {unique:,} tokens {found.epochs:,.1f} times; past {FREE_EPOCHS} epochs repeated "
+        f"text is worth less and less (arXiv 2305.16264): these {tokens:,} tokens are worth about "
+        f"{found.effective:,.0f} new ones. Add text to data.sources, or lower pretrain.steps "
+        f"({FREE_EPOCHS} epochs are {enough:,} steps)"
+    )
 
 
 def _texts(ctx: Context, stage: str) -> Iterator[str]:
@@ -113,8 +151,14 @@ def imported_tokenizer(ctx: Context, key: str) -> dict[str, Any]:
     made.save(ctx.folder("tokenizer"))
     names = {name: made.decode([i], skip_specials=False) for name, i in (("eos", made.eos), ("end", made.end))}
     names |= {"bos": made.decode([made.bos], skip_specials=False)} if made.bos is not None else {}
-    template = "the checkpoint's" if brought else "groundup's plain one"
+    template = BROUGHT if brought else "groundup's plain one"
     return {**found, **names, "template": template, "hash": made.hash, "template_hash": made.template_hash}
+
+
+def brought_template(run: RunDir) -> bool:
+    """Whether the run's model was imported with a chat template of its own: then its base has seen chats."""
+    record = run.record("tokenizer")
+    return record is not None and record.metrics.get("template") == BROUGHT
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, bool]:
@@ -128,7 +172,40 @@ def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, bool]:
             f"{folder}: the tokenizer's ids reach {max(beyond)}, the model has {rows} embeddings: is it this model's "
             "tokenizer?"
         )
+    if isinstance(made, ForeignTokenizer):
+        problems(str(folder), [*_ordinary_ends(made), *_template_beyond(made, rows)])
     return made, brought
+
+
+def _ordinary_ends(made: ForeignTokenizer) -> list[str]:
+    """bos and eos that are tokens of text: every text that holds one would begin or end there."""
+    added, found = made.backend.get_added_tokens_decoder(), []
+    for key, i in (("bos", made.bos), ("eos", made.eos)):
+        if i is None or i in added:
+            continue
+        name = made.decode([i], skip_specials=False)
+        if made.kind == "byte-level" or i in made.encode(name):  # SentencePiece keeps </s> among its pieces
+            found.append(
+                f'its {key} is "{name}" (id {i}), an ordinary token of text: write the right {key}_token into '
+                f"tokenizer_config.json (where that names none, {key}_token_id of config.json counts)"
+            )
+    return found
+
+
+def _template_beyond(made: ForeignTokenizer, rows: int) -> list[str]:
+    """Special tokens that the chat template writes, and that the model has no embedding for."""
+    said = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    try:
+        ids = render(made, said, add_generation_prompt=True).ids
+    except UserError:  # a template with wishes of its own says them when a chat is made
+        return []
+    names = [made.decode([i], skip_specials=False) for i in sorted({i for i in ids if i >= rows})]
+    if not names:
+        return []
+    return [
+        f"the chat template writes {', '.join(names)}, which the model with {rows} embeddings has no row for: it was "
+        "added to the tokenizer and not to the model; take the template of the model's own release"
+    ]
 
 
 def data(ctx: Context, key: str) -> dict[str, Any]:
@@ -170,6 +247,7 @@ def subject_of(ctx: Context) -> Subject:
 def verify(ctx: Context, key: str) -> dict[str, Any]:
     """Run the silent-bug checks on micro-models of this very recipe; a failing one stops the run."""
     from groundup.verify.run import report, run_checks, select
+    from groundup.verify.watch import judge
 
     section = ctx.recipe.verify
     with ctx.reporter.bar("verify", len(select(section.only)), unit="checks") as bar:
@@ -178,11 +256,5 @@ def verify(ctx: Context, key: str) -> dict[str, Any]:
         )
     found = report(results)
     write_json(ctx.folder("verify") / "report.json", found)
-    if found["failed"]:
-        lines = [
-            f"  - {c['id']}: {c['bug']} Measured {c['measured']}, bound {c['bound']} ({c['note']}). {c['remedy']}"
-            for c in found["checks"]
-            if not c["passed"]
-        ]
-        raise CheckFailed(f"verify: {found['failed']} checks failed\n" + "\n".join(lines))
-    return {"checks": len(found["checks"]), "failed": 0, "skipped": len(found["skipped"])}
+    allowed = judge(found, section.allow, "verify", ctx.warn)
+    return {"checks": len(found["checks"]), "failed": len(allowed), "skipped": len(found["skipped"])}

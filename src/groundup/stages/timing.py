@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from groundup.model.config import ModelConfig
 from groundup.model.count import count
+from groundup.plan.activations import Work
 from groundup.plan.budget import budget
 from groundup.plan.host import Host, copy_rate
-from groundup.plan.memory import layer_parameters
+from groundup.plan.memory import Step, layer_parameters, training
 from groundup.plan.resolve import Resolved, model_config
 from groundup.recipe.schema import PretrainSection, Recipe
 from groundup.stages.steps import Steps, example, part_of
@@ -65,12 +66,27 @@ class Timing:
 
 
 def timed_budget(recipe: Recipe, host: Host, notes: list[Resolved], measure: bool = False) -> dict[str, Any]:
-    """The plan on this machine with its time measured, where the run is long enough for that to matter."""
+    """The plan on this machine with its time measured, where the run is long enough for that to matter.
+
+    A sequence too long to be timed here leaves a note among what was resolved.
+    """
     found = budget(recipe, host, notes)
     if not measure and found["seconds"] < WORTH:
         return found
+    if not one_row_fits(recipe, host):
+        reason = f"one sequence of {recipe.model.context:,} tokens takes more memory than can be timed here"
+        note = Resolved("time", "from FLOPs alone", reason, "stages/timing.py")
+        return {**found, "resolved": [*found["resolved"], asdict(note)]}
     timing = pretraining(recipe, host, measure)
     return found if timing is None else {**found, "seconds": timing.seconds, "timing": timing.to_dict()}
+
+
+def one_row_fits(recipe: Recipe, host: Host) -> bool:
+    """Whether one block takes one sequence forward and backward in half of this machine's memory."""
+    block, section = replace(model_config(recipe), n_layers=1), recipe.pretrain
+    work = Work(1, block.context, str(section.precision), host.device)
+    found = training(block, Step(work, optimizer=section.optimizer))
+    return found.activations + found.logits + found.temporary < host.memory / 2
 
 
 def pretraining(recipe: Recipe, host: Host, measure: bool = False) -> Timing | None:

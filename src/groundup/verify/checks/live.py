@@ -143,6 +143,8 @@ def live_attention_attends(vitals: Vitals) -> Measurement:
 )
 def live_logits_are_resolved(vitals: Vitals) -> Measurement:
     """Largest |logit| and |score|; from 2^8 on two bf16 numbers are 2 nats apart, from 2^24 on two fp32 ones."""
+    if math.isnan(vitals.logit_max):
+        raise NotApplicable("the step had no batch to look at")
     precision = str(vitals.facts.get("precision", "fp32"))
     largest = max([vitals.logit_max, *vitals.attention_score])
     return Measurement(largest, SPACING.get(precision, 2.0**24), f"logit {vitals.logit_max:.3g}, {precision}")
