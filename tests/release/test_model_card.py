@@ -193,4 +193,15 @@ def test_failed_checks_are_named(made_up: MadeUpRun, tmp_path: Path) -> None:
     """Bug: the verifier writes `failed` as a count; a card that expects names breaks, or claims that all passed."""
     made_up.verify(failed=("masks-check-3",))
     text = write_card(made_up.path, tmp_path / "out").read_text(encoding="utf-8")
-    assert "19 of 20 passed; failed: masks-check-3" in text
+    assert "19 of 20 passed; failed and let through: masks-check-3" in text
+
+
+def test_what_was_let_through_while_training_is_told(made_up: MadeUpRun, tmp_path: Path) -> None:
+    """Bug: --allow lets a failing check through, and whoever takes the model never hears of it."""
+    made_up.live("pretrain")
+    made_up.live("sft", {"500": "live-updates-are-felt"})
+    text = write_card(made_up.path, tmp_path / "out").read_text(encoding="utf-8")
+    assert "while training, looked at 4 times, let through sft: live-updates-are-felt" in text
+    made_up.live("sft")
+    text = write_card(made_up.path, tmp_path / "again").read_text(encoding="utf-8")
+    assert "while training, looked at 4 times, all passed" in text

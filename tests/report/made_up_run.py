@@ -180,6 +180,17 @@ class MadeUpRun:
         )
         self.end("verify", {"checks": len(checks), "failed": len(failed)})
 
+    def live(self, stage: str, failed: dict[str, str] | None = None) -> None:
+        """What the live checks saw at steps 1 and 500. failed: step -> id of a check that was let through."""
+        looks = {}
+        for step in ("1", "500"):
+            wrong = (failed or {}).get(step)
+            checks = [{"id": "live-logits-are-resolved", "passed": True, "bug": "b", "measured": 9.0, "bound": 256.0}]
+            checks += [{"id": wrong, "passed": False, "bug": "b", "measured": 0.1, "bound": 0.2}] if wrong else []
+            numbers = {"vitals/logit_max": 9.5, "vitals/update_ratio_max": 0.0123}
+            looks[step] = {"checks": checks, "failed": int(bool(wrong)), "skipped": [], "numbers": numbers}
+        write_json(self.run.stage(stage) / "live.json", {"looks": looks})
+
     def log(self, stage: str, rows: list[dict[str, Any]]) -> None:
         with MetricsLog(self.run.stage(stage), tensorboard=False) as log:
             for row in rows:

@@ -391,3 +391,13 @@ def test_nested_records_read_as_words() -> None:
 def test_what_is_off_was_not_left_unmeasured(page: str) -> None:
     """Bug: the page says "not measured" of experts that the model does not have."""
     assert "<dt>moe</dt><dd>none</dd>" in page and "<dd>not measured</dd>" not in page.partition("<dt>moe</dt>")[2][:40]
+
+
+def test_vital_signs_are_shown_and_failures_warned_of(made_up: MadeUpRun) -> None:
+    """Bug: what the live checks saw stays in a file that nobody opens."""
+    made_up.live("pretrain", {"500": "live-updates-are-felt"})
+    page = render(collect(made_up.path))
+    section = page[page.index("Vital signs while training") :]
+    assert "looked at 2 times" in section and "1 failed" in section and "0.0123" in section
+    assert "the live check live-updates-are-felt failed, and was let through" in page
+    assert report_json(made_up.path)["live"]["pretrain"]["500"]["failed"] == 1

@@ -195,12 +195,21 @@ def _compression(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def _checks(evidence: Evidence) -> str:
+    """What passed before and during training; what failed and was let through, by name and stage."""
     checks = evidence.verify.get("checks") or []
-    if not checks:
-        return MISSING
     failed = [str(check.get("id")) for check in checks if not check.get("passed")]
-    passed = f"{len(checks) - len(failed)} of {len(checks)} passed"
-    return f"{passed}; failed: {', '.join(failed)}" if failed else passed
+    said = [f"{len(checks) - len(failed)} of {len(checks)} passed"] if checks else []
+    said += [f"failed and let through: {', '.join(failed)}"] if failed else []
+    looks = [(stage, look) for stage, found in evidence.live.items() for look in found.values()]
+    if looks:
+        seen: dict[str, list[str]] = {}
+        for stage, look in looks:
+            seen.setdefault(stage, []).extend(c["id"] for c in look["checks"] if not c["passed"])
+        wrong = "; ".join(f"{stage}: {', '.join(dict.fromkeys(ids))}" for stage, ids in seen.items() if ids)
+        said.append(
+            f"while training, looked at {len(looks)} times, " + (f"let through {wrong}" if wrong else "all passed")
+        )
+    return "; ".join(said) if said else MISSING
 
 
 def _all_sources(evidence: Evidence) -> list[tuple[str, Rows]]:

@@ -26,6 +26,7 @@ class Evidence:
     plan: dict[str, Any] = field(default_factory=dict)
     verify: dict[str, Any] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    live: dict[str, dict[str, Any]] = field(default_factory=dict)  # training stage -> step -> report of its live checks
 
     @property
     def trained(self) -> list[str]:
@@ -95,5 +96,10 @@ def gather(path: Path | str, model: str | None = None) -> Evidence:
             name: read_json(run.stage(f"evaluate-{name}") / "results.json")
             for name in STAGES.values()
             if f"evaluate-{name}" in records
+        },
+        live={
+            stage: read_json(run.stage(stage) / "live.json")["looks"]
+            for stage in STAGES
+            if stage in records and (run.stage(stage) / "live.json").exists()
         },
     )

@@ -87,6 +87,7 @@ class Run:
     not_asked: list[str]
     plan: dict[str, Any]
     verify: dict[str, Any]
+    live: dict[str, dict[str, Any]]
     training: dict[str, Training]
     evaluations: dict[str, Evaluation]
 
@@ -143,6 +144,9 @@ class Run:
         """(stage, warning): what the stages recorded, and what their numbers say by themselves."""
         found = [(stage, text) for stage, record in self.records.items() for text in record.warnings]
         found += [("verify", f"the check {c.get('id')} failed") for c in self.checks if not c.get("passed")]
+        for stage, looks in self.live.items():
+            ids = dict.fromkeys(c.get("id") for look in looks.values() for c in look["checks"] if not c.get("passed"))
+            found += [(stage, f"the live check {id} failed, and was let through") for id in ids]
         for stage, training in self.training.items():
             if skipped := training.metrics.get("skipped_steps"):
                 found.append((stage, f"steps that were not finite, and skipped: {skipped}"))
@@ -218,6 +222,7 @@ def collect(path: Path | str) -> Run:
         not_asked=not_asked,
         plan=_object(run.stage("plan") / "plan.json") if "plan" in records else {},
         verify=_object(run.stage("verify") / "report.json") if "verify" in records else {},
+        live={s: _live(run.stage(s) / "live.json") for s in MODELS if s in records},
         training={s: _training(run.stage(s), records[s]) for s in MODELS if s in records},
         evaluations={m: _evaluation(run.stage(f"evaluate-{m}"), m) for m in LABELS if f"evaluate-{m}" in records},
     )
@@ -236,6 +241,7 @@ def report_json(path: Path | str) -> dict[str, Any]:
         "tokenizer": run.tokenizer,
         "data": run.data,
         "verify": run.verify,
+        "live": run.live,
         "training": {stage: training.metrics for stage, training in run.training.items()},
         "models": [
             {
@@ -276,6 +282,11 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object; delete the folder it is in and run the same command again")
     return value
+
+
+def _live(path: Path) -> dict[str, Any]:
+    """Step -> what the live checks found there; {} where the recipe has them off."""
+    return _object(path).get("looks") or {} if path.is_file() else {}
 
 
 def _training(folder: Path, record: StageRecord) -> Training:
