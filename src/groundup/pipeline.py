@@ -45,6 +45,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                 lambda c: {"sft": c.recipe.sft, "files": _chats(c, "sft"), **_machine(c)},
                 ("pretrain",),
                 training.sft,
+                version=2,  # held out by prompt
             ),
             _evaluation(recipe, "sft"),
         ]
@@ -55,6 +56,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                 lambda c: {"dpo": c.recipe.dpo, "files": _chats(c, "dpo"), **_machine(c)},
                 (model_before(recipe, "dpo"),),
                 training.dpo,
+                version=2,  # held out by prompt
             ),
             _evaluation(recipe, "dpo"),
         ]
@@ -65,6 +67,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                 lambda c: {"grpo": c.recipe.grpo, "files": _chats(c, "grpo"), **_machine(c)},
                 (model_before(recipe, "grpo"),),
                 training.grpo,
+                version=2,  # held out by prompt
             ),
             _evaluation(recipe, "grpo"),
         ]
@@ -93,7 +96,10 @@ def _to_a_base(recipe: Recipe) -> list[Stage]:
     corpus = [data] if recipe.data else []
     verify = Stage(
         "verify",
-        lambda c: c.recipe.model_dump(mode="json", exclude={"name", "description", "evaluate", "card"}),
+        lambda c: {
+            **c.recipe.model_dump(mode="json", exclude={"name", "description", "evaluate", "card"}),
+            "files": {stage: _chats(c, stage) for stage in ("sft", "dpo", "grpo") if getattr(c.recipe, stage)},
+        },
         ("tokenizer", *(stage.name for stage in corpus)),
         prepare.verify,
     )

@@ -247,6 +247,7 @@ def subject_of(ctx: Context) -> Subject:
 def verify(ctx: Context, key: str) -> dict[str, Any]:
     """Run the silent-bug checks on micro-models of this very recipe; a failing one stops the run."""
     from groundup.verify.run import report, run_checks, select
+    from groundup.verify.sources import check_sources
     from groundup.verify.watch import judge
 
     section = ctx.recipe.verify
@@ -254,6 +255,7 @@ def verify(ctx: Context, key: str) -> dict[str, Any]:
         results = run_checks(
             subject_of(ctx), section.only, on_check=lambda done, total, result: bar.update(done, result.id)
         )
+    results += check_sources(ctx.recipe, ctx.base, section.only)
     found = report(results)
     write_json(ctx.folder("verify") / "report.json", found)
     allowed = judge(found, section.allow, "verify", ctx.warn)

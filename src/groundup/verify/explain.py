@@ -1,9 +1,14 @@
-"""All about one check, in words: for `--list`, `--explain` and the docs."""
+"""All about one check, in words: for `--list`, `--explain` and docs/silent-bugs.md."""
 
 from __future__ import annotations
 
 import inspect
+import re
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from groundup.verify.check import Check
 from groundup.verify.costs import cost
@@ -11,17 +16,38 @@ from groundup.verify.costs import cost
 if TYPE_CHECKING:
     from rich.table import Table
 
+SYMPTOMS = Path(__file__).with_name("symptoms.yaml")
+_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+) (?:issue|pull|discussion)s? \d")
+_NUMBER = re.compile(r"(?<![\w.])(\d+)\b")
+_PAPER = re.compile(r"\barXiv[: ](\d{4}\.\d{4,5})")
+
+
+@cache
+def symptoms() -> dict[str, str]:
+    """Check id -> what people saw before they knew."""
+    return yaml.safe_load(SYMPTOMS.read_text(encoding="utf-8")) or {}
+
+
+def proofs(id: str) -> dict[str, str]:
+    """Planted bugs that the check must catch: id -> the bug."""
+    from groundup.verify import faults  # noqa: F401  (registers them)
+    from groundup.verify.fault import FAULTS
+
+    return {fault.id: " ".join(fault.bug.split()) for fault in FAULTS.values() if id in fault.caught_by}
+
 
 def as_dict(one: Check) -> dict[str, Any]:
-    """{"id", "family", "stage", "bug", "how": {face: docstring}, "remedy", "reference", "false_alarm", "seconds"}."""
+    """{"id", "family", "stage", "bug", "symptom", "how": {face: docstring}, "remedy", "reference", "proofs", ...}."""
     return {
         "id": one.id,
         "family": one.family,
         "stage": one.stage,
         "bug": one.bug,
+        "symptom": symptoms().get(one.id, ""),
         "how": {face: inspect.cleandoc(way.__doc__ or "") for face, way in one.ways().items()},
         "remedy": one.remedy,
         "reference": one.reference,
+        "proofs": proofs(one.id),
         "false_alarm": one.false_alarm,
         "seconds": cost(one.id),
     }
@@ -31,14 +57,60 @@ def as_text(one: Check) -> str:
     """The same to read."""
     said = as_dict(one)
     lines = [f"{said['id']}   {said['family']}, {said['stage']}", "", said["bug"], ""]
+    if said["symptom"]:
+        lines += [f"Seen as    {said['symptom']}", ""]
     for face, how in said["how"].items():
         lines += [f"Measured on a {face}:", *("  " + line for line in how.splitlines()), ""]
     lines += [f"Remedy     {said['remedy']}"]
     if said["reference"]:
         lines += [f"Reference  {said['reference']}"]
-    chance = f"{said['false_alarm']:.0e} a run" if said["false_alarm"] else "none: the bound is arithmetic"
-    lines += [f"False alarm by chance: {chance}", f"Seconds    {said['seconds']:g}"]
+    lines += [f"Catches    {id}: {bug}" for id, bug in said["proofs"].items()]
+    lines += [f"False alarm by chance: {_chance(one)}", f"Seconds    {said['seconds']:g}"]
     return "\n".join(lines)
+
+
+def as_markdown(one: Check) -> str:
+    """The same as a section of a page."""
+    said = as_dict(one)
+    lines = [f"### {said['id']}", "", f"**{said['bug']}**", ""]
+    if said["symptom"]:
+        lines += [f"*Seen as.* {said['symptom']}", ""]
+    for face, how in said["how"].items():
+        on = "" if len(said["how"]) == 1 and face == "recipe" else f" on a {face}"
+        lines += [f"*Measured{on}.* {_paragraphs(how)}", ""]
+    lines += [f"*Fix.* {_escaped(said['remedy'])}", ""]
+    if said["reference"]:
+        lines += [f"*Read.* {linked(said['reference'])}.", ""]
+    if said["proofs"]:
+        planted = "; ".join(f"{bug.rstrip('.')} (`{id}`)" for id, bug in said["proofs"].items())
+        lines += [f"*Planted and caught.* {_escaped(planted)}.", ""]
+    return "\n".join(lines)
+
+
+def linked(reference: str) -> str:
+    """A reference with its threads and papers as links: "owner/name issues 1, 2, pull 3; arXiv 2305.18290"."""
+    parts = []
+    for part in reference.rstrip(".").split("; "):
+        found = _REPOSITORY.match(part)
+        if found:
+            url = f"https://github.com/{found[1]}/issues/"  # which leads to a pull request too
+            part = found[1] + _NUMBER.sub(rf"[\1]({url}\1)", part[found.end(1) :])
+        parts.append(_PAPER.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", part))
+    return "; ".join(parts)
+
+
+def _chance(one: Check) -> str:
+    return f"{one.false_alarm:.0e} a run at most" if one.false_alarm else "none: the bound is arithmetic"
+
+
+def _paragraphs(how: str) -> str:
+    return _escaped("\n\n".join(" ".join(part.split()) for part in how.split("\n\n")))
+
+
+def _escaped(text: str) -> str:
+    """Angle brackets and stars that Markdown would take for its own, outside of code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([*_<|])", r"\\\1", p) for p in parts)
 
 
 def list_table(chosen: list[Check]) -> Table:

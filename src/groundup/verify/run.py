@@ -23,7 +23,7 @@ from groundup.verify.costs import cost
 from groundup.verify.target import Target
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -183,29 +183,37 @@ def report(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any] | Sequence[Result]) -> Table:
-    """Checks, one a row; below a failed one, the bug and the remedy; at the end, what was skipped.
+def table(found: dict[str, Any] | Sequence[Result]) -> Group:
+    """Checks, one a line; then what failed, with the bug, the numbers and the remedy in full; then what was skipped.
 
     found: a report, or results, of which it makes one.
     """
     found = found if isinstance(found, dict) else report(found)
+    from rich.console import Group
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     out = Table("", "check", "measured", "", "bound", "note", box=None, pad_edge=False)
     for column in (2, 4):
         out.columns[column].justify = "right"
-    for column in range(5):
+    for column in range(6):
         out.columns[column].no_wrap = True  # an id cut short cannot be asked for; the note gives way
+    parts: list[Any] = [out]
     for one in found["checks"]:
         mark = "[green]ok[/]" if one["passed"] else "[bold red]FAIL[/]"
         numbers = (_short(one["measured"]), one["direction"], _short(one["bound"]))
-        out.add_row(mark, one["id"], *numbers, escape(one["note"]))
+        out.add_row(mark, one["id"], *numbers, f"[dim]{escape(one['note'])}[/]" if one["passed"] else "[red]below[/]")
         if not one["passed"]:
-            out.add_row("", "", "", "", "", f"[red]{escape(one['bug'])} {escape(one['remedy'])}[/]")
+            words = [f"[bold red]{one['id']}[/]  {escape(one['bug'])}", escape(one["note"]), escape(one["remedy"])]
+            parts.append(Padding("\n".join(words), (1, 0, 0, 0)))
+    reasons: dict[str, list[str]] = {}
     for one in found["skipped"]:
-        out.add_row("[dim]skip[/]", one["id"], "", "", "", f"[dim]{escape(one['reason'])}[/]")
-    return out
+        reasons.setdefault(one["reason"], []).append(one["id"])
+    if reasons:
+        lines = [f"[dim]skip  {', '.join(ids)}: {escape(reason)}[/]" for reason, ids in reasons.items()]
+        parts.append(Padding("\n".join(lines), (1, 0, 0, 0)))
+    return Group(*parts)
 
 
 def show(found: dict[str, Any]) -> None:

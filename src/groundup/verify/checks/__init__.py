@@ -16,6 +16,7 @@ import groundup.verify.checks.data
 import groundup.verify.checks.loader
 import groundup.verify.checks.train
 import groundup.verify.checks.width
+import groundup.verify.checks.machine
 import groundup.verify.checks.resume
 import groundup.verify.checks.chat
 import groundup.verify.checks.padding

@@ -14,6 +14,7 @@ import groundup.verify.faults.experts
 import groundup.verify.faults.export
 import groundup.verify.faults.infer
 import groundup.verify.faults.init
+import groundup.verify.faults.machine
 import groundup.verify.faults.model
 import groundup.verify.faults.position
 import groundup.verify.faults.resume
