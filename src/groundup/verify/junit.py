@@ -40,7 +40,11 @@ def junit(found: dict[str, Any]) -> bytes:
 
 def _plain(text: str) -> str:
     """Without what XML cannot hold: notes quote texts with control characters."""
-    return "".join(c if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff") else "\ufffd" for c in text)
+    return "".join(c if _holds(c) else "\ufffd" for c in text)
+
+
+def _holds(c: str) -> bool:
+    return c in "\t\n" or (c >= " " and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff")
 
 
 def write_junit(path: Path, found: dict[str, Any]) -> None:

@@ -192,18 +192,17 @@ def table(found: dict[str, Any] | Sequence[Result]) -> Group:
     from rich.console import Group
     from rich.markup import escape
     from rich.padding import Padding
-    from rich.table import Table
+    from rich.text import Text
 
-    out = Table("", "check", "measured", "", "bound", "note", box=None, pad_edge=False)
-    for column in (2, 4):
-        out.columns[column].justify = "right"
-    for column in range(6):
-        out.columns[column].no_wrap = True  # an id cut short cannot be asked for; the note gives way
-    parts: list[Any] = [out]
+    width = max((len(one["id"]) for one in found["checks"]), default=0)
+    parts: list[Any] = []
+    for one in found["checks"]:  # a line each, cut at the terminal's edge: an id cut short cannot be asked for
+        numbers = f"{_short(one['measured']):>9} {one['direction']} {_short(one['bound']):<9}"
+        mark = ("ok   ", "green") if one["passed"] else ("FAIL ", "bold red")
+        note = (one["note"], "dim") if one["passed"] else ("see below", "red")
+        line = Text.assemble(mark, f"{one['id']:<{width}} {numbers} ", note, no_wrap=True, overflow="ellipsis")
+        parts.append(line)
     for one in found["checks"]:
-        mark = "[green]ok[/]" if one["passed"] else "[bold red]FAIL[/]"
-        numbers = (_short(one["measured"]), one["direction"], _short(one["bound"]))
-        out.add_row(mark, one["id"], *numbers, f"[dim]{escape(one['note'])}[/]" if one["passed"] else "[red]below[/]")
         if not one["passed"]:
             words = [f"[bold red]{one['id']}[/]  {escape(one['bug'])}", escape(one["note"]), escape(one["remedy"])]
             parts.append(Padding("\n".join(words), (1, 0, 0, 0)))
