@@ -99,6 +99,7 @@ def _to_a_base(recipe: Recipe) -> list[Stage]:
         lambda c: {
             **c.recipe.model_dump(mode="json", exclude={"name", "description", "evaluate", "card"}),
             "files": {stage: _chats(c, stage) for stage in ("sft", "dpo", "grpo") if getattr(c.recipe, stage)},
+            "tasks": tasks_read(c.recipe.evaluate.tasks, c.base),
         },
         ("tokenizer", *(stage.name for stage in corpus)),
         prepare.verify,

@@ -131,6 +131,18 @@ def test_several_accepted_answers_and_numbers(tmp_path: Path) -> None:
     assert plan.score(plan.items[1], "7") == 1
 
 
+def test_chance_is_of_the_questions_that_are_left(tmp_path: Path) -> None:
+    """Bug: the chance of the whole file beside the score of a part of it."""
+    rows = [
+        {"prompt": f"Q{n}", "choices": [str(i) for i in range(2 if n < 20 else 10)], "answer": 0} for n in range(40)
+    ]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSource(name="mixed", path=str(path), choices_field="choices")
+    (plan,) = plan_tasks(EvaluateSection(tasks=[task], limit=5), 0)
+    assert plan.chance == pytest.approx(sum(1 / len(item.choices) for item in plan.items) / 5)
+
+
 def test_the_limit_draws_the_same_questions_for_every_stage(tmp_path: Path) -> None:
     """Catches a limit that reads the front of a sorted file, or other questions at each stage."""
     path = write(tmp_path / "t.jsonl", [{"prompt": f"{i}?", "answer": "a" if i < 50 else "b"} for i in range(100)])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from groundup.errors import UserError
 from groundup.verify import check as checking
 from groundup.verify import faults  # noqa: F401  (registers them)
 from groundup.verify.check import FAMILIES, REGISTRY, Check, Measurement, NotApplicable, violations
-from groundup.verify.fault import FAULTS, swapped
+from groundup.verify.fault import swapped
 from groundup.verify.run import report, run_checks, show, table
 from groundup.verify.subject import Subject
 
@@ -149,11 +147,3 @@ def test_every_check_says_what_it_is_for() -> None:
     assert len(REGISTRY) >= 25
     for one in REGISTRY.values():
         assert one.bug.endswith(".") and one.remedy.endswith(".") and one.family in FAMILIES, one.id
-
-
-def test_the_docs_name_every_check() -> None:
-    """A check that the table leaves out, or an id that no longer exists: `--only` then refuses what the docs offer."""
-    text = (Path(__file__).parents[2] / "docs" / "verify.md").read_text()
-    rows = [line for line in text.split("## The checks")[1].split("## ")[0].splitlines() if line.startswith("|")]
-    assert set(re.findall(r"`([a-z0-9-]+)`", "".join(row.split("|")[2] for row in rows))) == set(REGISTRY)
-    assert f"There are {len(REGISTRY)} checks" in text and f"plants {len(FAULTS)} bugs" in text

@@ -219,7 +219,7 @@ class Shard:
         def counts(shard: Shard) -> NDArray[np.float64]:
             tokens = np.asarray(shard.tokens[:most])
             begins = tokens[shard.bounds[shard.bounds < len(tokens)]]
-            return np.bincount(tokens, minlength=size) - np.bincount(begins, minlength=size).astype(np.float64)
+            return (np.bincount(tokens, minlength=size) - np.bincount(begins, minlength=size)).astype(np.float64)
 
         here, there = counts(self) + 1.0, counts(other)
         return float(-(there / there.sum() * np.log(here / here.sum())).sum())

@@ -9,7 +9,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,7 +73,15 @@ def _limited(plan: TaskPlan, limit: int | None, seed: int) -> TaskPlan:
     if limit is None or limit >= len(plan.items):
         return plan
     picked = sorted(random.Random(seed).sample(range(len(plan.items)), limit))
-    return TaskPlan(**{**plan.__dict__, "items": [plan.items[i] for i in picked]})
+    items = [plan.items[i] for i in picked]
+    return TaskPlan(
+        **{**plan.__dict__, "items": items, "chance": plan.chance if items[0].choices == () else _chance(items)}
+    )
+
+
+def _chance(items: Sequence[Item]) -> float:
+    """Score of guessing among the choices of these questions."""
+    return sum(1 / len(item.choices) for item in items) / len(items)
 
 
 def _town(task: TownTask, seed: int) -> TaskPlan:
@@ -132,9 +140,8 @@ def _read_source(task: TaskSource, found: list[str]) -> TaskPlan | None:
     if task.choices_field is None:
         description = f"answers generated to {path.name}, exact match after normalisation"
         return TaskPlan(task.name, "generate", "exact_match", description, True, None, items, exact_match)
-    chance = sum(1 / len(item.choices) for item in items) / len(items)
     description = f"multiple choice by log-likelihood on {path.name}"
-    return TaskPlan(task.name, "choice", "acc", description, True, chance, items)
+    return TaskPlan(task.name, "choice", "acc", description, True, _chance(items), items)
 
 
 def _read_line(line: bytes, number: int, task: TaskSource) -> Item | str:

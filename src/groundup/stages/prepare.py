@@ -18,7 +18,7 @@ from groundup.plan.resolve import Resolved
 from groundup.recipe.schema import DataSection, Recipe, Source
 from groundup.record.files import write_json
 from groundup.record.rundir import RunDir
-from groundup.stages.base import Context
+from groundup.stages.base import Context, evaluation
 from groundup.stages.checkpoint import Checkpoint
 from groundup.tokenizer.audit import ADVERSARIAL, audit
 from groundup.tokenizer.chat import render
@@ -241,7 +241,8 @@ def subject_of(ctx: Context) -> Subject:
     if ctx.recipe.base is not None:
         corpus = DataSection(sources=[Source(builtin="town")])
         return Subject(ctx.recipe.model_copy(update={"data": corpus}))
-    return Subject.of_run(ctx.recipe, ctx.run)
+    asked = ctx.recipe.model_copy(update={"evaluate": evaluation(ctx.recipe.evaluate, ctx.base)})
+    return Subject.of_run(asked, ctx.run)
 
 
 def verify(ctx: Context, key: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -97,7 +98,7 @@ class Adapter:
                 f"Adapter: for tokens ({rows}, {length}) the model gave {given}, not ({rows}, {length}, V); a model "
                 "that gives the last place's logits alone must give all of them here"
             )
-        return logits.float()
+        return logits.float().cpu()
 
     def tokens(self, rows: int, length: int, seed: int = 0) -> Tensor:
         """(rows, length) random ids."""
@@ -141,10 +142,14 @@ class Adapter:
 
     def face(self, name: Face) -> Any | None:
         if name == "tokenizer" and self.tokenizer is not None:
-            from groundup.verify.outside import OutsideTokenizer
-
-            return OutsideTokenizer.of(self.tokenizer)
+            return self._outside
         return self if name == "model" else None
+
+    @cached_property
+    def _outside(self) -> Any:
+        from groundup.verify.outside import OutsideTokenizer
+
+        return OutsideTokenizer.of(self.tokenizer)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -23,6 +23,11 @@ def cost(id: str) -> float:
     return _costs().get(id, UNKNOWN)
 
 
+def measured(id: str) -> float | None:
+    """Those seconds, or None for a check that a recipe is not looked at with."""
+    return _costs().get(id)
+
+
 def measure() -> dict[str, float]:
     """Seconds of each check on the town recipe, in the order of definition."""
     from groundup.recipe.load import load_recipe

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from groundup.verify.check import Check
-from groundup.verify.costs import cost
+from groundup.verify.costs import measured
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +49,7 @@ def as_dict(one: Check) -> dict[str, Any]:
         "reference": one.reference,
         "proofs": proofs(one.id),
         "false_alarm": one.false_alarm,
-        "seconds": cost(one.id),
+        "seconds": measured(one.id),
     }
 
 
@@ -65,7 +65,8 @@ def as_text(one: Check) -> str:
     if said["reference"]:
         lines += [f"Reference  {said['reference']}"]
     lines += [f"Catches    {id}: {bug}" for id, bug in said["proofs"].items()]
-    lines += [f"False alarm by chance: {_chance(one)}", f"Seconds    {said['seconds']:g}"]
+    lines += [f"False alarm by chance: {_chance(one)}"]
+    lines += [f"Seconds    {said['seconds']:g}, on the town recipe"] if said["seconds"] is not None else []
     return "\n".join(lines)
 
 

@@ -27,11 +27,13 @@ def open_target(given: str) -> Target | None:
     path = Path(given)
     if _FACTORY.match(given) and not path.exists():
         return from_factory(given)
-    if path.is_dir() and any((path / name).exists() for name in ("config.json", "tokenizer.json", "tokenizer.model")):
+    from groundup.verify import folders
+
+    if folders.is_folder(path) or (path.is_file() and ".model" in path.name):
         from groundup.verify.outside import open_checkpoint
 
         return open_checkpoint(path)
-    if path.suffix in ROWS:
+    if path.suffix in ROWS or path.with_suffix("").suffix in ROWS:
         if not path.is_file():
             raise UserError(f"{path}: there is no such file")
         from groundup.verify.rows import open_rows
@@ -88,6 +90,10 @@ def as_target(made: Any, name: str = "the target") -> Target:
         if hasattr(module, "config") and hasattr(module, "generation_config"):
             return of_transformers(module, tokenizer)
         return Adapter(module, logits=lambda tokens: _logits(module(tokens)), tokenizer=tokenizer)
+    if callable(getattr(made, "encode", None)) and callable(getattr(made, "decode", None)):
+        from groundup.verify.outside import OutsideTokenizer
+
+        return OutsideTokenizer.of(made)
     raise UserError(
         f"{name} is a {type(module).__name__}; give a groundup.verify.Adapter, a torch.nn.Module that maps tokens "
         "(B, T) to logits (B, T, V), or a pair of it and its tokenizer (docs/verify.md)"

@@ -28,7 +28,7 @@ def of_transformer(model: Transformer, fresh: Callable[[int], Transformer] | Non
         model,
         logits=lambda tokens: model.logits(model(tokens)),
         vocab_size=model.config.vocab_size,
-        context=model.config.context,
+        context=_exact(model),
         documents=partial(_documents, model),
         padded=lambda tokens, real: model.logits(model(tokens)),  # on the right, where no real place sees it
         pads="right",
@@ -38,6 +38,12 @@ def of_transformer(model: Transformer, fresh: Callable[[int], Transformer] | Non
         redraw=_wake,
         pieces=partial(rig.pieces, model),
     )
+
+
+def _exact(model: Transformer) -> int:
+    """Longest text that a cache computes exactly: dynamic RoPE turns earlier keys anew once it stretches."""
+    scaling = model.config.rope_scaling
+    return scaling.original_context if scaling is not None and scaling.kind == "dynamic" else model.config.context
 
 
 def _wake(module: nn.Module, seed: int) -> None:

@@ -18,7 +18,7 @@ from groundup.verify import (
     checks,  # noqa: F401  (importing it registers every check)
     draw,
 )
-from groundup.verify.check import FAMILIES, REGISTRY, STAGES, Check, Face, NotApplicable
+from groundup.verify.check import FAMILIES, REGISTRY, STAGES, Check, Face, Measurement, NotApplicable
 from groundup.verify.costs import cost
 from groundup.verify.target import Target
 
@@ -69,9 +69,10 @@ def select(
     ]
 
 
-def way(one: Check, target: Target) -> Face | None:
-    """The face of the target that this check can be run on, or None."""
-    return next((face for face in one.ways() if target.face(face) is not None), None)
+def faces(one: Check, target: Target) -> list[Face]:
+    """The faces of the target that this check looks at; a recipe's own way, where there is one, stands for all."""
+    found = [face for face in one.ways() if target.face(face) is not None]
+    return found[:1] if found[:1] == ["recipe"] else found
 
 
 def applicable(
@@ -85,7 +86,7 @@ def applicable(
     A check named in `only` is kept whatever it looks at: it will be reported as skipped, with the reason.
     """
     only = list(only or [])
-    return [c for c in select(only, families, stages) if c.id in only or way(c, target) is not None]
+    return [c for c in select(only, families, stages) if c.id in only or faces(c, target)]
 
 
 def run_checks(
@@ -128,10 +129,7 @@ def _run(one: Check, target: Target) -> Result:
     begun = time.perf_counter()
     passed, measured, bound, direction, skipped = False, None, None, "<=", None
     try:
-        face = way(one, target)
-        if face is None:
-            raise NotApplicable(f"it looks at a {' or a '.join(one.ways())}; this is a {target.kind}")
-        measurement = one.ways()[face](target.face(face))
+        measurement = _measured(one, target)
         passed, note, direction = measurement.passed, measurement.note, measurement.direction
         measured, bound = _plain(measurement.value), _plain(measurement.bound)
     except NotApplicable as reason:
@@ -154,6 +152,24 @@ def _run(one: Check, target: Target) -> Result:
         round(time.perf_counter() - begun, 3),
         skipped,
     )
+
+
+def _measured(one: Check, target: Target) -> Measurement:
+    """Over all faces: the first measurement that does not keep its bound, or else the first. NotApplicable if none."""
+    reasons, kept = [], None
+    for face in faces(one, target):
+        try:
+            measurement = one.ways()[face](target.face(face))
+        except NotApplicable as reason:
+            reasons.append(str(reason))
+            continue
+        if not measurement.passed:
+            return measurement
+        kept = kept or measurement
+    if kept is None:
+        kind = f"it looks at a {' or a '.join(one.ways())}; this is a {target.kind}"
+        raise NotApplicable("; ".join(reasons) or kind)
+    return kept
 
 
 def _plain(value: float) -> float | None:

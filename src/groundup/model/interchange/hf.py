@@ -59,6 +59,7 @@ def export_hf(
 
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     files = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).exists()}
+    files |= _keeps_its_class(files, FAMILIES[architecture].model_type)
     whole = {**hf_config(config, architecture), **_config_ids(ids), "dtype": dtype, "torch_dtype": dtype}
     files["config.json"] = _json(whole)
     files["generation_config.json"] = _json(_generation_config(ids, stop_ids))
@@ -89,6 +90,27 @@ def hf_tensors(model: Transformer, architecture: str | None = None) -> dict[str,
         for ours, entry in layout(model.config, family.model_type).items()
         for piece in entry.pieces
     }
+
+
+# transformers 5 opens a qwen2 model's tokenizer as Qwen2Tokenizer whatever it says it is, which normalises text to NFC
+# and adds a token: other ids than the model was trained on. It leaves alone what names a class of its own.
+OWN_CLASS = "tokenization_as_saved.PreTrainedTokenizerFast"
+OWN_CODE = b"""# transformers would open this tokenizer as Qwen2Tokenizer, whose ids differ: it stays as it was saved.
+from transformers import PreTrainedTokenizerFast
+
+__all__ = ["PreTrainedTokenizerFast"]
+"""
+
+
+def _keeps_its_class(files: dict[str, bytes], model_type: str) -> dict[str, bytes]:
+    """What has to stand beside a tokenizer for transformers to read its tokenizer.json as it is; {} = nothing."""
+    if model_type != "qwen2" or "tokenizer.json" not in files:
+        return {}
+    if (json.loads(files["tokenizer.json"]).get("normalizer") or {}).get("type") == "NFC":
+        return {}  # Qwen's own
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    config["auto_map"] = {"AutoTokenizer": [OWN_CLASS, OWN_CLASS]}
+    return {"tokenizer_config.json": _json(config), f"{OWN_CLASS.split('.')[0]}.py": OWN_CODE}
 
 
 def _shards(specs: dict[str, Spec], limit: int) -> dict[str, dict[str, Spec]]:

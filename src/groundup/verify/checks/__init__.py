@@ -14,6 +14,7 @@ import groundup.verify.checks.experts
 import groundup.verify.checks.tokenizer
 import groundup.verify.checks.data
 import groundup.verify.checks.loader
+import groundup.verify.checks.near
 import groundup.verify.checks.train
 import groundup.verify.checks.width
 import groundup.verify.checks.machine
@@ -21,11 +22,19 @@ import groundup.verify.checks.resume
 import groundup.verify.checks.chat
 import groundup.verify.checks.padding
 import groundup.verify.checks.infer
+import groundup.verify.checks.serve
 import groundup.verify.checks.tune
 import groundup.verify.checks.live
 import groundup.verify.checks.evaluate
+import groundup.verify.checks.bits
+import groundup.verify.checks.asked
 import groundup.verify.checks.export
+import groundup.verify.checks.gguf_export
 import groundup.verify.checks.any_model
+import groundup.verify.checks.any_learning
+import groundup.verify.checks.any_weights
 import groundup.verify.checks.any_tokenizer
+import groundup.verify.checks.any_template
 import groundup.verify.checks.checkpoint
+import groundup.verify.checks.checkpoint_weights
 import groundup.verify.checks.dataset

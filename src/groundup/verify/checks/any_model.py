@@ -6,13 +6,21 @@ bounds are rounding's (`Adapter.rounding`), since how somebody else's kernels cu
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from groundup.verify.adapter import Adapter
 from groundup.verify.check import Measurement, NotApplicable, also, check, violations
 from groundup.verify.rig import largest
 
 LENGTH = 24  # tokens in a row, at most what the smallest context holds
+SCORED = 20  # tokens in a row whose loss is asked for: a model that shifts labels itself is handed one more
+COPIED = 2e8  # parameters of which a second copy is made
+TRAINED = 2e7  # parameters that are trained for a few steps
 
 
 @also("causality", "model")
@@ -39,6 +47,7 @@ def causality(adapter: Adapter) -> Measurement:
     "model",
     bug="What a row says depends on the other rows of its batch: a softmax, a norm or a reshape over the wrong axis.",
     remedy="Look for dim=0, batch norms, and view() where transpose() was meant.",
+    reference="bigscience-workshop/Megatron-DeepSpeed issue 335; kekzl/imp issue 1314",
     looks_at="model",
 )
 def rows_do_not_mix(adapter: Adapter) -> Measurement:
@@ -70,3 +79,255 @@ def documents_isolated(adapter: Adapter) -> Measurement:
         if torch.equal(before[:, :8], after[:, :8]):
             return violations(["document A does not see itself"], 1)
         return Measurement(largest(after[:, 8:] - before[:, 8:]), adapter.rounding(largest(before)))
+
+
+@also("packed-equals-alone", "model")
+def packed_equals_alone(adapter: Adapter) -> Measurement:
+    """Largest difference between the logits of each of three documents when packed in a row, and alone: rounding."""
+    if adapter.documents is None:
+        raise NotApplicable("the adapter has no `documents`: this model reads a row as one text")
+    with adapter.awake(), torch.no_grad():
+        tokens, lengths, worst, begin = adapter.tokens(2, LENGTH, seed=7), (8, 9, 7), 0.0, 0
+        documents = torch.cat([torch.full((n,), d) for d, n in enumerate(lengths)]).expand(2, -1)
+        packed = adapter.checked(adapter.documents(tokens, documents), tokens)
+        for n in lengths:
+            alone = adapter.ask(tokens[:, begin : begin + n])
+            worst, begin = max(worst, largest(packed[:, begin : begin + n] - alone)), begin + n
+        return Measurement(worst, adapter.rounding(largest(packed)))
+
+
+@check(
+    "prefix-reads-alike",
+    "invariance",
+    "model",
+    bug="What the model says of a text's beginning depends on how long the text is: it is never served as trained.",
+    remedy="Look for a norm, a mean or a scale over the tokens of a row, and for squeeze() where a row has one token.",
+    reference="huggingface/transformers issue 48748; karpathy/nanochat issue 844",
+    looks_at="model",
+)
+def prefix_reads_alike(adapter: Adapter) -> Measurement:
+    """Largest difference between the logits of a row's first n tokens, read alone, and within 24; n = 1, 2, 7, 16, 23.
+
+    What causality cannot see: no later token needs to be looked at, that it is there is enough. Rounding.
+    """
+    with adapter.awake():
+        tokens = adapter.tokens(2, LENGTH, seed=8)
+        whole = adapter.ask(tokens)
+        worst = max(largest(adapter.ask(tokens[:, :n]) - whole[:, :n]) for n in (1, 2, 7, 16, 23))
+        return Measurement(worst, adapter.rounding(largest(whole)))
+
+
+@also("positions-matter", "model")
+def positions_matter(adapter: Adapter) -> Measurement:
+    """Smallest change of the logits two places after the first of two neighbours that change places, over four pairs;
+    of 8 rows the largest counts. It must be ten times what rounding alone can do.
+
+    A model without an encoding passes with two layers or more, where the order shows in what a token has seen: only a
+    bag of words fails. `forward-is-its-definition` sees a missing rotation.
+    """
+    with adapter.awake():
+        tokens = adapter.tokens(8, LENGTH, seed=9)
+        tokens[:, 1::2] = torch.where(
+            tokens[:, 1::2] == tokens[:, ::2], (tokens[:, ::2] + 1) % adapter.ids, tokens[:, 1::2]
+        )
+        before, least = adapter.ask(tokens), math.inf
+        for at in (0, 4, 10, 20):
+            order = torch.arange(LENGTH)
+            order[[at, at + 1]] = order[[at + 1, at]]
+            least = min(least, largest((adapter.ask(tokens[:, order]) - before)[:, at + 2]))
+        return Measurement(least, 10 * adapter.rounding(largest(before)), direction=">=")
+
+
+@check(
+    "past-is-used",
+    "sensitivity",
+    "model",
+    bug="A token that stands within reach is never read: a key masked away, a token id taken for padding, a lost head.",
+    remedy="Change one token, look at the later logits; see the mask, and what is done where a token equals pad_id.",
+    reference="huggingface/trl issue 884; huggingface/trl pull 4970; bingreeky/MemGen pull 33",
+    looks_at="model",
+)
+def past_is_used(adapter: Adapter) -> Measurement:
+    """Pairs of a token and a later place that does not feel its change, though it feels that of an earlier token; and
+    tokens that the very next place does not feel.
+
+    Felt: of two rows the larger change is above 100 times rounding; not felt: within rounding. What lies between,
+    as at the end of a window's reach through many layers, is not judged. A model that skips places on purpose in every
+    layer (dilated attention) fails by this definition.
+    """
+    with adapter.awake():
+        places, felt = torch.arange(LENGTH - 1), torch.zeros(LENGTH - 1, LENGTH)  # [changed, place]
+        for row in adapter.tokens(2, LENGTH, seed=10):
+            changed = row.repeat(LENGTH - 1, 1)
+            changed[places, places] = (row[:-1] + 1) % adapter.ids
+            before = adapter.ask(row[None])
+            felt = torch.maximum(felt, (adapter.ask(changed) - before).abs().amax(-1))
+        noise, found = adapter.rounding(largest(before)), []
+        for place in range(1, LENGTH):
+            deaf = (felt[:place, place] <= noise).nonzero()[:, 0].tolist()
+            first = min((felt[:place, place] > 100 * noise).nonzero()[:, 0].tolist(), default=place)
+            found += [f"place {place} does not read token {j}, but token {first}" for j in deaf if j > first]
+            if place - 1 in deaf:
+                found.append(f"place {place} does not read the token before it")
+        return violations(found, LENGTH * (LENGTH - 1) // 2)
+
+
+@check(
+    "padding-changes-nothing",
+    "invariance",
+    "model",
+    bug="A short row of a padded batch reads otherwise than alone: padding is attended to, or shifts the positions.",
+    remedy="Hand the mask on to every layer, and count positions from the first real token (cumsum of the mask - 1).",
+    reference=(
+        "huggingface/transformers issue 35352; TransformerLensOrg/TransformerLens issue 1609; "
+        "ndif-team/nnsight pull 673"
+    ),
+    looks_at="model",
+)
+def padding_changes_nothing(adapter: Adapter) -> Measurement:
+    """Largest difference between a row's logits alone, and padded into a batch of rows of 24, 17, 9 and 1 tokens, with
+    two kinds of filler. A masked weight is 0: rounding."""
+    if adapter.padded is None:
+        raise NotApplicable("the adapter has no `padded`: rows of one length alone")
+    with adapter.awake(), torch.no_grad():
+        rows, worst, scale = adapter.tokens(4, LENGTH, seed=11), 0.0, 0.0
+        lengths = [LENGTH, 17, 9, 1]
+        for filler in (0, adapter.ids - 1):
+            tokens, real = laid(adapter, rows, lengths, LENGTH, filler)
+            given = adapter.checked(adapter.padded(tokens, real), tokens)
+            for r, n in enumerate(lengths):
+                alone = adapter.ask(rows[r : r + 1, :n])[0]
+                worst, scale = max(worst, largest(given[r][real[r]] - alone)), max(scale, largest(alone))
+        return Measurement(worst, adapter.rounding(scale), f"padded on the {adapter.pads}")
+
+
+def laid(adapter: Adapter, rows: Tensor, lengths: list[int], width: int, filler: int) -> tuple[Tensor, Tensor]:
+    """(tokens, real), (B, width) both: the first n tokens of each row, padded on the adapter's side."""
+    slots, count = torch.arange(width).expand(len(rows), -1), torch.tensor(lengths)[:, None]
+    at = slots - (width - count) if adapter.pads == "left" else slots
+    real = (at >= 0) & (at < count)
+    return torch.where(real, rows.gather(1, at.clamp(0, rows.shape[1] - 1)), filler), real
+
+
+@also("cached-decode-equals-forward", "model")
+def cached_decode_equals_forward(adapter: Adapter) -> Measurement:
+    """Largest difference between the logits of decoding with a cache and of one forward pass.
+
+    Twice: rows of 3, 9 and 14 tokens, padded, and one row of 5; both are decoded until the longest row holds
+    `context` tokens, which is past a small window and past the first wrap of a cache that has one. Rounding:
+    the same sums over keys in another order.
+    """
+    if adapter.decoder is None:
+        raise NotApplicable("the adapter has no `decoder`: no cache to look at")
+    with adapter.awake(), torch.no_grad():
+        rows = adapter.tokens(4, adapter.context, seed=12)
+        full, worst, where = adapter.ask(rows), 0.0, "nowhere"
+        for group, lengths in ((slice(0, 3), [3, 9, 14]), (slice(3, 4), [5])):
+            for name, n, off in _decoded(adapter, rows[group], full[group], lengths):
+                if off > worst:
+                    worst, where = off, f"{name} token {n}"
+        return Measurement(worst, adapter.rounding(largest(full)), f"most at {where}")
+
+
+def _decoded(adapter: Adapter, rows: Tensor, full: Tensor, lengths: list[int]) -> Iterator[tuple[str, int, float]]:
+    """(prefill or step, place, largest difference to the full forward) of a decoding."""
+    assert adapter.decoder is not None
+    tokens, real = laid(adapter, rows, lengths, max(lengths), 0)
+    first, step = adapter.decoder(tokens, real)
+    first = adapter.checked(first, tokens)
+    for r, n in enumerate(lengths):
+        yield "prefill of", n, largest(first[r][real[r]] - full[r, :n])
+    every, at = torch.arange(len(lengths)), torch.tensor(lengths)
+    while int(at.max()) < rows.shape[1]:
+        logits = step(rows[every, at]).float().to(full.device)
+        yield "step to", int(at.max()) + 1, largest(logits - full[every, at])
+        at = at + 1
+
+
+@also("causality-with-cache", "model")
+def causality_with_cache(adapter: Adapter) -> Measurement:
+    """Largest change of what a short row is told, prefilled and in 8 steps, when only these are others: the filler in
+    its padding, the tokens of the other row, what an earlier and longer request left behind. Rounding."""
+    if adapter.decoder is None:
+        raise NotApplicable("the adapter has no `decoder`: no cache to look at")
+    with adapter.awake(), torch.no_grad():
+        rows = adapter.tokens(2, LENGTH, seed=13)
+        other = torch.stack([rows[0], adapter.other(rows)[1]])
+        ours = _told(adapter, rows, 0)
+        _told(adapter, adapter.other(rows), adapter.ids - 1, first=16)
+        worst = max(largest(_told(adapter, one, filler) - ours) for one, filler in ((rows, 0), (rows, 1), (other, 0)))
+        return Measurement(worst, adapter.rounding(largest(ours)))
+
+
+def _told(adapter: Adapter, rows: Tensor, filler: int, first: int = 6) -> Tensor:
+    """The logits of the first of two rows, which begins with `first` tokens where the other has 14; 8 steps."""
+    assert adapter.decoder is not None
+    lengths = [first, 14]
+    tokens, real = laid(adapter, rows, lengths, max(lengths), filler)
+    logits, step = adapter.decoder(tokens, real)
+    told = [adapter.checked(logits, tokens)[0][real[0]]]
+    for more in range(8):
+        told.append(step(rows[torch.arange(2), torch.tensor(lengths) + more])[:1].float())
+    return torch.cat(told)
+
+
+def no_more_than(adapter: Adapter, most: float) -> None:
+    held = sum(p.numel() for p in adapter.module.parameters())
+    if held > most:
+        raise NotApplicable(f"{held:,} parameters, more than {most:,.0f}: give a smaller config of the same model")
+
+
+@also("forward-is-its-definition", "model")
+def forward_is_its_definition(adapter: Adapter) -> Measurement:
+    """Largest difference between the logits and an independent fp64 computation of the architecture, written from the
+    papers (`verify/reference.py`): the module is saved, imported into groundup, and only weights and config are
+    shared. For transformers' models of the families that groundup imports. Rounding."""
+    if not hasattr(adapter.module, "save_pretrained"):
+        raise NotApplicable("no second definition of this model is known")
+    no_more_than(adapter, COPIED)
+    from groundup.errors import UserError
+    from groundup.verify.hf import definition
+
+    with adapter.awake():
+        tokens = adapter.tokens(2, LENGTH, seed=36)
+        try:
+            expected = definition(adapter.module, tokens)
+        except UserError as error:
+            raise NotApplicable(f"groundup has no definition of this architecture: {error}") from error
+        logits = adapter.ask(tokens)
+        return Measurement(largest(logits.cpu() - expected), adapter.rounding(largest(expected)))
+
+
+@also("ids-in-range", "model")
+def ids_in_range(adapter: Adapter) -> Measurement:
+    """Ids of the adapter's tokenizer (of its vocabulary, its added and special tokens, a few texts) at or above the
+    width of the logits, or below 0: what the model cannot say, or looks up past its embedding's end."""
+    if adapter.tokenizer is None:
+        raise NotApplicable("the adapter has no `tokenizer`")
+    ids = _ids(adapter.tokenizer)
+    wide = int(adapter.ask(torch.zeros(1, 4, dtype=torch.int64)).shape[-1])
+    found = [f"{name!r} is {n}, the logits are {wide} wide" for name, n in ids.items() if not 0 <= n < wide]
+    return violations(found, len(ids))
+
+
+def _ids(tokenizer: Any) -> dict[str, int]:
+    """Every (token, id) that can be found out about a tokenizer of transformers, tokenizers, tiktoken or groundup."""
+    found: dict[str, int] = {}
+    vocabulary = getattr(tokenizer, "get_vocab", None)
+    if callable(vocabulary):
+        found |= vocabulary()
+    for name in ("n_vocab", "vocab_size"):
+        size = getattr(tokenizer, name, None)
+        if isinstance(size, int) and not found:
+            found[f"the last of {name}"] = size - 1
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "eot_token"):
+        special = getattr(tokenizer, name, None)
+        if isinstance(special, int):
+            found[name] = special
+    specials = getattr(tokenizer, "special_ids", None)  # groundup's
+    found |= specials if isinstance(specials, dict) else {}
+    for text in ("The quick brown fox, 1234.", "naïve 東京 🙂"):
+        given = tokenizer.encode(text)
+        ids = getattr(given, "ids", given)
+        found |= {f"{text!r}[{k}]": int(n) for k, n in enumerate(ids)}
+    return found

@@ -22,7 +22,7 @@ from groundup.verify.subject import Subject
     "model",
     bug="The model computes something near to the architecture that the recipe names; every loss looks sane.",
     remedy="The checks of attention, position, block and experts narrow it down; then read verify/reference.py.",
-    reference="the papers named in model/",
+    reference="pytorch/torchtitan issue 1448; Cerebras/modelzoo pull 85; NVIDIA-NeMo/Megatron-Bridge pull 4201",
 )
 def forward_is_its_definition(subject: Subject) -> Measurement:
     """Largest difference between the model's logits and an independent fp64 computation of the recipe's architecture,
@@ -42,7 +42,7 @@ def forward_is_its_definition(subject: Subject) -> Measurement:
     "model",
     bug="In some layer a norm is skipped, used twice or stands at another place: training is unstable, exports differ.",
     remedy="Compare the layer's forward in model/block.py with `arrange` in verify/reference.py.",
-    reference="arXiv 1706.03762 (post), 2002.04745 (pre), 2501.00656 (output), 2408.00118 (sandwich), 2204.06745",
+    reference="NVIDIA-NeMo/Speech issue 11951; NVIDIA-NeMo/Megatron-Bridge pull 4201; mlx-node/mlx-node pull 87",
 )
 def block_is_its_arrangement(subject: Subject) -> Measurement:
     """Largest difference, over all layers, between a block's output and its own attention, feed-forward and norms put
@@ -73,7 +73,7 @@ def block_is_its_arrangement(subject: Subject) -> Measurement:
     "model",
     bug="A norm multiplies by its weight where it should by 1 + weight, or subtracts a mean it should not.",
     remedy="See model/norm.py: RMSNorm has no mean, norm_offset adds 1, fp32 inside.",
-    reference="Zhang & Sennrich 2019, arXiv 1910.07467; Ba et al. 2016, arXiv 1607.06450; Gemma, arXiv 2403.08295",
+    reference="linkedin/Liger-Kernel issue 74; llmmanorg/llmman pull 151; huggingface/transformers pull 29402",
 )
 def norms_are_their_formula(subject: Subject) -> Measurement:
     """Largest difference of each norm's output to fp64, for inputs with a mean of 1; and, its weights put back to
@@ -112,7 +112,7 @@ def norms_are_their_formula(subject: Subject) -> Measurement:
     "model",
     bug="Another activation than the recipe names (GELU's tanh form for the exact one), or gate and up swapped.",
     remedy="See ACTIVATIONS and the order of gate and up in model/mlp.py and model/moe.py.",
-    reference="Shazeer 2020, arXiv 2002.05202; Hendrycks & Gimpel 2016, 1606.08415; So et al. 2021, 2109.08668",
+    reference="huggingface/candle issue 3745; huggingface/transformers pull 29402; vllm-project/vllm pull 41574",
 )
 def feed_forward_is_its_formula(subject: Subject) -> Measurement:
     """Largest difference, over all layers (with experts: their outputs added up), between a feed-forward and fp64.
@@ -139,7 +139,9 @@ def _line() -> Tensor:
     "model",
     bug="Logits are scaled twice, capped before they are scaled, or training and decoding scale them differently.",
     remedy="softcap(output_scale * head(x)), in Transformer.logits and nowhere else.",
-    reference="Gemma 2, arXiv 2408.00118, section 2; Yang et al. 2022, arXiv 2203.03466, table 8 (mup)",
+    reference=(
+        "unslothai/unsloth-zoo pull 593; NVIDIA-NeMo/Megatron-Bridge pull 4645; apple/ml-cross-entropy issue 48"
+    ),
 )
 def logits_scaled_and_capped_once(subject: Subject) -> Measurement:
     """Largest difference between the logits of given hidden states and fp64: head (with its bias), logit_scale (under
@@ -166,7 +168,7 @@ def logits_scaled_and_capped_once(subject: Subject) -> Measurement:
     "model",
     bug="The 1 of 1 + weight is missing (or added to a weight that starts at 1): fresh norms are 0, or double.",
     remedy="With norm_offset, weights start at 0 and scale() adds 1 (model/norm.py, model/init.py).",
-    reference="Gemma's published code: output * (1 + weight)",
+    reference="huggingface/transformers pull 40796; kekzl/imp pull 459; utensils/mold pull 1078",
 )
 def norm_offset_starts_as_identity(subject: Subject) -> Measurement:
     """Largest difference of the logits between a fresh model whose norms have an offset, and the same without offset:

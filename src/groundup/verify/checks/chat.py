@@ -34,7 +34,7 @@ def answers(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     "chat",
     bug="A conversation has two BOS, a turn without its end, a role that vanishes, or a turn somebody typed.",
     remedy="See the template and _assemble in tokenizer/chat.py; BOS is written there and nowhere else.",
-    reference="silent-bugs: tokenizer and data; post-training",
+    reference="princeton-pli/retaining-by-doing issue 5; axolotl-ai-cloud/axolotl issues 1608, 1921",
 )
 def turns_are_framed(subject: Subject) -> Measurement:
     """Conversations whose special ids are not exactly BOS (role, end)*, or whose other ids do not decode to the
@@ -59,7 +59,7 @@ def turns_are_framed(subject: Subject) -> Measurement:
     "chat",
     bug="Ids and template disagree: transformers, vLLM or llama.cpp, which render the text, see another conversation.",
     remedy="No text may touch a content in the template, so that pieces encode as the whole does (tokenizer/chat.py).",
-    reference="LLaMA-Factory issue 5232: 82% became 0%",
+    reference="hiyouga/LlamaFactory issues 5232, 7238; QwenLM/Qwen3 issue 112",
 )
 def ids_are_the_templates_text(subject: Subject) -> Measurement:
     """Conversations whose ids, decoded with specials' names, are not the text that the stored template renders."""
@@ -81,7 +81,7 @@ def ids_are_the_templates_text(subject: Subject) -> Measurement:
     "chat",
     bug="A later turn changes how earlier ones are rendered: the cache is stale, and training saw other contexts.",
     remedy="The template may not look ahead (no loop.last, no trimming of earlier turns).",
-    reference="silent-bugs: post-training",
+    reference="verl-project/verl issue 6854; QwenLM/Qwen3.8 issues 48, 131",
 )
 def render_is_a_prefix(subject: Subject) -> Measurement:
     """(conversation, k) for which ids or mask of the first k messages are no prefix of those of all of them."""
@@ -102,7 +102,7 @@ def render_is_a_prefix(subject: Subject) -> Measurement:
     "chat",
     bug="The prompt at serving is not what the model was trained to answer: a space, a BOS or a role differs.",
     remedy="Both sides must call tokenizer/chat.py with the stored template; compare template hashes.",
-    reference="LLaMA-Factory issue 5232: 82% became 0%",
+    reference="hiyouga/LlamaFactory issues 5232, 2509; vllm-project/vllm issue 23988",
 )
 def train_ids_equal_serve_ids(subject: Subject) -> Measurement:
     """Answers whose context in training (ids before the first scored one, rendered in bulk) is not the prompt that
@@ -130,7 +130,7 @@ def train_ids_equal_serve_ids(subject: Subject) -> Measurement:
     "chat",
     bug="SFT learns to write the user's turns too, or misses a part of the answers.",
     remedy="The mask of tokenizer/chat.py, shifted once, must be the targets of tune/pack.py.",
-    reference="silent-bugs: post-training",
+    reference="huggingface/open-r1 issues 517, 652; huggingface/trl issue 3279",
 )
 def answers_scored_prompts_not(subject: Subject) -> Measurement:
     """Conversations of a packed SFT batch whose scored targets are not exactly the ids of their answers and ends.
@@ -169,7 +169,7 @@ def packed(subject: Subject) -> pack.PackedChats:
     "chat",
     bug="The end of turn is masked (as padding often is): the model never stops talking.",
     remedy="Mask by position, never by id; the end belongs to the answer (tokenizer/chat.py, tune/pack.py).",
-    reference="trl issues 976, 1623; axolotl 3754",
+    reference="huggingface/trl issue 976; axolotl-ai-cloud/axolotl issue 3754; huggingface/transformers issue 23530",
 )
 def terminator_is_trained(subject: Subject) -> Measurement:
     """|answers - scored targets that are the end-of-turn id| over packed conversations; all answers count, the empty
@@ -187,7 +187,7 @@ def terminator_is_trained(subject: Subject) -> Measurement:
     "chat",
     bug="The trained terminator is not among the stop ids: answers run on to the token limit, litter included.",
     remedy="stop_ids=(tokenizer.end, tokenizer.eos) wherever a conversation is continued (tune/*.py).",
-    reference="trl issues 976, 1623",
+    reference="vllm-project/vllm issue 4180; Blaizzy/mlx-vlm pull 2112; huggingface/trl issue 734",
 )
 def terminator_stops(subject: Subject) -> Measurement:
     """Callers (GRPO's rollouts, sampled DPO pairs, held-out accuracy) that ask the engine for answers without the end
@@ -236,7 +236,7 @@ def grpo_section(subject: Subject) -> Any:
     "chat",
     bug="Packing loses conversations, or cuts them: most of a data set can vanish, and the loss still falls.",
     remedy="See pack() in tune/pack.py; what does not fit must be counted in too_long.",
-    reference="trl issue 4632: 99.8% of the tokens lost",
+    reference="huggingface/trl pulls 4632, 5076, issues 4554, 5075",
 )
 def packing_keeps_every_chat(subject: Subject) -> Measurement:
     """Conversations that are not in exactly one row or counted as left out, rows over the context, and ids that do

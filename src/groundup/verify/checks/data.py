@@ -24,7 +24,9 @@ SCAN = 20_000_000  # tokens of a real shard that are looked at, from the front
     "data",
     bug="Documents have two BOS or none, or no end-of-text: the model never learns to stop, or starts off balance.",
     remedy="data/prepare.py writes [bos] + ids + [eos]; nobody else may add either.",
-    reference="a doubled BOS cost 6 points on MMLU in one public report; silent-bugs: tokenizer and data",
+    reference=(
+        "princeton-pli/retaining-by-doing issue 5; stanford-crfm/mistral issue 91; datawhalechina/happy-llm issue 33"
+    ),
 )
 def document_ends(subject: Subject) -> Measurement:
     """Documents that do not begin with BOS and end with EOS, and further BOS or EOS inside; micro and real shards."""
@@ -52,6 +54,7 @@ def document_ends(subject: Subject) -> Measurement:
     "data",
     bug="Text is lost, cut or repeated between reading and the shard.",
     remedy="Compare the shard's documents with data/read.py's, one by one; see ShardWriter.add.",
+    reference="stanford-crfm/mistral issue 189; stanfordnlp/GloVe issue 28; huggingface/trl pull 5076",
 )
 def tokens_in_tokens_out(subject: Subject) -> Measurement:
     """Documents of the corpus whose ids in the micro shards are not [bos] + encode(text) + [eos], or are missing or
@@ -73,7 +76,7 @@ def tokens_in_tokens_out(subject: Subject) -> Measurement:
     "data",
     bug="Shards made with another tokenizer are trained on: every id means another word, and the loss still falls.",
     remedy="Open shards with the tokenizer's hash: Shard(path, tokenizer.hash) refuses any other.",
-    reference="silent-bugs: tokenizer and data",
+    reference="mlfoundations/open_lm pull 77; allenai/dolma issue 142",
 )
 def shard_belongs_to_tokenizer(subject: Subject) -> Measurement:
     """Shards whose header has another hash or vocabulary than the tokenizer in use, that hold an id outside it, or
@@ -106,6 +109,7 @@ def _refused(call: Callable[[], Any]) -> bool:
     "data",
     bug="A shard has changed since it was written: a failing disk, an interrupted copy, an edit.",
     remedy="Delete the data stage's folder and run the same command again.",
+    reference="osaurus-ai/vmlx-swift pull 217; mosaicml/streaming issues 399, 677; FudanCVL/EffectErase issue 19",
 )
 def shards_are_whole(subject: Subject) -> Measurement:
     """Shards, micro and real, whose payload is not what their checksum says; all of it is read."""
@@ -123,6 +127,7 @@ def shards_are_whole(subject: Subject) -> Measurement:
     "data",
     bug="A flipped bit or a cut file goes unnoticed: noise is trained on.",
     remedy="Shard.verify() must hash the whole payload; the header must be checked against its own hash and the size.",
+    reference="osaurus-ai/vmlx-swift pull 217; hiyouga/LlamaFactory issue 3172",
 )
 def damaged_shard_is_seen(subject: Subject) -> Measurement:
     """Damages (one bit of the first and of the last token, of the header, one byte cut off) that nothing refuses."""
@@ -156,7 +161,7 @@ def damaged_shard_is_seen(subject: Subject) -> Measurement:
     "data",
     bug="uint16 ids wrap around past 65,535: rare words turn into frequent ones, and nothing fails.",
     remedy="uint32 for vocabularies above 65,536, and a check of the largest id before the cast (data/shard.py).",
-    reference="silent-bugs: tokenizer and data",
+    reference="urvashik/knnlm issue 6; huggingface/datatrove issue 118; mlfoundations/open_lm pull 77",
 )
 def dtype_holds_vocabulary(subject: Subject) -> Measurement:
     """Vocabularies (300; 65,536; 65,537; 200,000) whose largest id does not come back from a shard, and ids outside
@@ -184,7 +189,7 @@ def dtype_holds_vocabulary(subject: Subject) -> Measurement:
     "data",
     bug="Held-out text is trained on: validation measures memory.",
     remedy="Split by a hash of the document's text (data/prepare.py), so that copies fall on one side.",
-    reference="silent-bugs: tokenizer and data",
+    reference="huggingface/datasets issue 4261; bazingagin/npc_gzip issue 13; embeddings-benchmark/mteb issue 1036",
 )
 def train_validation_disjoint(subject: Subject) -> Measurement:
     """Validation documents whose exact tokens also stand in train: real shards, and a corpus of 60 documents, each
@@ -215,7 +220,9 @@ def _documents(one: Shard) -> set[bytes]:
     "data",
     bug="Deduplication finds nothing (or drops what is no copy): repeated text is memorised, or text is lost.",
     remedy="Compare whole texts by hash, before the split (data/prepare.py).",
-    reference="Lee et al. 2022, arXiv 2107.06499",
+    reference=(
+        "huggingface/datatrove issue 107; marin-community/marin issue 6854; benseverndev-oss/goldenmatch issue 1150"
+    ),
 )
 def duplicates_are_found(subject: Subject) -> Measurement:
     """|documents kept - distinct texts| of a corpus in which 40 documents stand three times, deduplication on; and
@@ -235,6 +242,7 @@ def duplicates_are_found(subject: Subject) -> Measurement:
     "data",
     bug="Adding a source moves documents from validation to train: runs are compared on text one of them has seen.",
     remedy="The side must be a function of the document's text, not of its index or of a running random state.",
+    reference="TensorAuto/OpenTau pull 498; marin-community/marin pull 2700; openai/parameter-golf issue 2127",
 )
 def split_depends_on_text_alone(subject: Subject) -> Measurement:
     """Of 80 documents, those that change sides when the order is reversed and 40 others are read before them."""

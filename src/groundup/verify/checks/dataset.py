@@ -46,7 +46,9 @@ AT_ONCE = 20_000  # rows to one pass over the benchmarks: they take thirty times
     "data",
     bug="Rows are dropped or misread without a word: broken lines, missing fields, another layout than the rest has.",
     remedy="Mend or drop the rows named; all rows of a file must have one layout (docs/sft.md).",
-    reference="",
+    reference=(
+        "MakazhanAlpamys/Soup issue 548; JH-DSAI/text-detection-baselines issue 35; nyu-mll/jiant-v1-legacy issue 1082"
+    ),
     looks_at="dataset",
 )
 def rows_are_readable(rows: Rows) -> Measurement:
@@ -61,7 +63,7 @@ def rows_are_readable(rows: Rows) -> Measurement:
     "data",
     bug="Text was decoded wrongly, cut from a page or damaged: the model learns to write the damage.",
     remedy="Decode once, as UTF-8 (ftfy mends most); unescape HTML; drop control characters and halves.",
-    reference="tloen/alpaca-lora pull request 32",
+    reference="tloen/alpaca-lora pulls 32, 66",
     looks_at="dataset",
 )
 def text_is_clean(rows: Rows) -> Measurement:
@@ -81,7 +83,7 @@ def text_is_clean(rows: Rows) -> Measurement:
     "data",
     bug="Marks of a chat template stand inside the contents: the model opens turns where it should talk.",
     remedy="Cut the rows at the marks, or parse them into messages; fill fields like {{name}} before training.",
-    reference="huggingface/trl issue 1858",
+    reference="huggingface/trl issues 1858, 1541",
     looks_at="dataset",
 )
 def no_template_is_left(rows: Rows) -> Measurement:
@@ -102,7 +104,7 @@ def no_template_is_left(rows: Rows) -> Measurement:
     "tune",
     bug="A prompt is empty, or is what a table writes for nothing: answers are learnt that nothing asked for.",
     remedy="Drop the rows named, or look at how prompt and input were joined.",
-    reference="tloen/alpaca-lora pull request 32",
+    reference="tloen/alpaca-lora pull 32",
     looks_at="dataset",
 )
 def prompts_are_not_empty(rows: Rows) -> Measurement:
@@ -126,7 +128,9 @@ def prompts_are_not_empty(rows: Rows) -> Measurement:
     "data",
     bug="A prompt stands in several rows: it is trained on so many times, and a split by rows puts it on both sides.",
     remedy="Keep one row of each group; split by prompt, as groundup does (tune/hold_out.py).",
-    reference="Lee et al. 2021, arXiv 2107.06499; huggingface/datasets issue 4261",
+    reference=(
+        "huggingface/datasets issue 4261; embeddings-benchmark/mteb issue 1036; Lee et al. 2021, arXiv 2107.06499"
+    ),
     looks_at="dataset",
 )
 def prompts_do_not_repeat(rows: Rows) -> Measurement:
@@ -142,7 +146,7 @@ def prompts_do_not_repeat(rows: Rows) -> Measurement:
     "data",
     bug="Prompts stand in train and test alike: the test measures memory, and looks the better for it.",
     remedy="Split by prompt, not by row (tune/hold_out.py); drop from train what stands in the test.",
-    reference="huggingface/datasets issue 4261; hendrycks/ethics issue 14",
+    reference="hendrycks/ethics issue 14; huggingface/datasets issue 4261; bazingagin/npc_gzip issue 13",
     looks_at="dataset",
 )
 def train_and_test_share_no_prompt(rows: Rows) -> Measurement:
@@ -174,7 +178,7 @@ def train_and_test_share_no_prompt(rows: Rows) -> Measurement:
     "tune",
     bug="The same prompt is answered differently in two rows: the loss cannot fall below their disagreement.",
     remedy="Keep the right one of each group. Answers meant to vary belong in preference data or want a system prompt.",
-    reference="Northcutt et al. 2021, arXiv 2103.14749 (label errors)",
+    reference="TIGER-AI-Lab/EditReward issue 14; Northcutt et al. 2021, arXiv 2103.14749 (label errors)",
     looks_at="dataset",
 )
 def one_prompt_one_answer(rows: Rows) -> Measurement:
@@ -193,7 +197,9 @@ def one_prompt_one_answer(rows: Rows) -> Measurement:
     "data",
     bug="Text of a benchmark stands in the rows: the score it will give is memory.",
     remedy="Drop the rows named before training, or never report that benchmark.",
-    reference="Brown et al. 2020, arXiv 2005.14165, appendix C (13-grams)",
+    reference=(
+        "huggingface/open-r1 pull 416; NVIDIA-NeMo/Skills issue 235; Brown et al. 2020, arXiv 2005.14165, appendix C"
+    ),
     looks_at="dataset",
 )
 def no_benchmark_in_the_rows(rows: Rows) -> Measurement:
@@ -251,7 +257,7 @@ def _leaves(value: Any) -> Iterator[str]:
     "tune",
     bug="Answers are empty, or what a table writes for nothing: the model learns to end its turn at once.",
     remedy="Drop the rows named; an empty field was perhaps never filled.",
-    reference="tatsu-lab/stanford_alpaca issue 265; tloen/alpaca-lora pull request 32",
+    reference="tatsu-lab/stanford_alpaca issue 265; tloen/alpaca-lora pull 32",
     looks_at="dataset",
 )
 def answers_are_not_empty(rows: Rows) -> Measurement:
@@ -278,7 +284,7 @@ def answers_are_not_empty(rows: Rows) -> Measurement:
     "tune",
     bug="The answer begins with the prompt: completions were stored with what they completed.",
     remedy="Cut the prompt off; decode only what was generated.",
-    reference="StarsfieldAI/R1-V issue 179",
+    reference="princeton-nlp/SimPO issue 8; om-ai-lab/VLM-R1 issue 126; mlabonne/llm-course issue 2",
     looks_at="dataset",
 )
 def answers_do_not_echo_the_prompt(rows: Rows) -> Measurement:
@@ -300,7 +306,7 @@ def answers_do_not_echo_the_prompt(rows: Rows) -> Measurement:
     "tune",
     bug="Answers were cut at a length: the longest stop within a sentence, and the model learns to stop there.",
     remedy="Generate again with room for an end, or drop the answers that stop within a sentence.",
-    reference="huggingface/trl issue 976 (what never saw an end never stops)",
+    reference="elizaOS/eliza issue 24835; vllm-project/speculators pull 835; huggingface/trl issue 976",
     looks_at="dataset",
     false_alarm=CHANCE,
 )
@@ -331,7 +337,7 @@ def answers_are_not_cut_at_a_length(rows: Rows) -> Measurement:
     "tune",
     bug="Turns are missing or doubled: the model learns to answer itself, or what is scored is the user's.",
     remedy="Join turns of one speaker, drop what follows the last answer; a system message stands first.",
-    reference="haoliuhl/chain-of-hindsight issue 10; huggingface/trl issue 1858",
+    reference="haoliuhl/chain-of-hindsight issue 10; huggingface/trl issues 2385, 1858",
     looks_at="dataset",
 )
 def roles_alternate(rows: Rows) -> Measurement:

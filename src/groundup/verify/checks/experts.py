@@ -42,7 +42,7 @@ def rows_for(subject: Subject, seed: int, n: int = 64) -> Tensor:
     "model",
     bug="A token's experts are weighted in another order than they were chosen, or not as the recipe says.",
     remedy="See route and run_experts in model/moe.py: the weight goes with its expert through sorting and back.",
-    reference="Mixtral, arXiv 2401.04088, section 2.1; DeepSeekMoE, arXiv 2401.06066; DeepSeek-V3, arXiv 2412.19437",
+    reference="jingyaogong/minimind issue 858; databricks/megablocks pull 87",
 )
 def experts_equal_dense_sum(subject: Subject) -> Measurement:
     """Largest difference between the routed output and the sum over all experts, each run on every token, times the
@@ -70,7 +70,10 @@ def experts_equal_dense_sum(subject: Subject) -> Measurement:
     "model",
     bug="Tokens are dropped where many want one expert, or get fewer than top_k: quality falls with the load's skew.",
     remedy="No expert has a limit; top_k different ones a token, the best by the router (route in model/moe.py).",
-    reference="Gale et al. 2022, MegaBlocks, arXiv 2211.15841: dropless",
+    reference=(
+        "NVIDIA-NeMo/Megatron-Bridge issue 4635; deepseek-ai/DeepSeek-V2 issues 48, 5; Gale et al. 2022, "
+        "arXiv 2211.15841"
+    ),
 )
 def every_token_gets_its_experts(subject: Subject) -> Measurement:
     """Tokens whose experts are not exactly the top_k best by the fp64 router, each once; and tokens whose output
@@ -99,6 +102,7 @@ def every_token_gets_its_experts(subject: Subject) -> Measurement:
     "model",
     bug="Outputs come back in the order in which they were sorted by expert: one token gets another's result.",
     remedy="Undo the sort (order.argsort()) before weights are applied (run_experts in model/moe.py).",
+    reference="NVIDIA/TransformerEngine issue 2908; NVIDIA/Megatron-LM pull 5231; tile-ai/TileOPs issue 590",
 )
 def experts_follow_their_tokens(subject: Subject) -> Measurement:
     """Largest difference, over all layers, between the outputs of permuted tokens and the permuted outputs.
@@ -144,7 +148,7 @@ def loud(moe: MixtureOfExperts) -> MixtureOfExperts:
     "model",
     bug="The balance loss is of another size, or its gradient stops before the router: all tokens go to a few experts.",
     remedy="See observe in model/moe.py: E sum f P times balance_weight, f a count, P with its gradient.",
-    reference="Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6; Zoph et al. 2022, arXiv 2202.08906, equation 5",
+    reference="huggingface/transformers issues 28093, 28255, 31464",
 )
 def balance_loss_is_its_formula(subject: Subject) -> Measurement:
     """Largest relative difference of Transformer.router_loss, and of its gradient at the last router, to fp64; and of
@@ -211,6 +215,7 @@ def _even(subject: Subject, moe: MixtureOfExperts) -> float:
     "train",
     bug="The experts' losses are added once a micro-batch, or not at all: their weight hangs on the accumulation.",
     remedy="Times Loss.weight, where the loop sums (with_router_loss in train/objective.py), for every objective.",
+    reference="InternLM/xtuner pull 1101; modelscope/ms-swift pull 10116; jingyaogong/minimind issue 140",
 )
 def router_loss_counted_once(subject: Subject) -> Measurement:
     """Relative difference, of the logged loss to cross-entropy plus router loss (both as means), for one batch, and for
@@ -245,7 +250,7 @@ def router_loss_counted_once(subject: Subject) -> Measurement:
     "train",
     bug="The bias that balances experts enters their weights, moves the wrong way, or moves in a refused step.",
     remedy="Added for the choice alone; + rate where the load is below the mean (route, end_step in model/moe.py).",
-    reference="Wang et al. 2024, arXiv 2408.15664, equation 3 and algorithm 1",
+    reference="gfyddha/FlyLoRA issue 1; yhlleo/EfficientMoE issue 3; arXiv 2408.15664",
 )
 def loss_free_bias_steers_alone(subject: Subject) -> Measurement:
     """Numbers that are wrong, out of: each bias after a real step of two micro-batches, which must have moved by

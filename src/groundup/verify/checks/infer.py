@@ -38,7 +38,7 @@ def trainer_logprobs(model: Transformer, prompt: Sequence[int], ids: Sequence[in
     "infer",
     bug="The sampler's log-probabilities are of another distribution than the trainer's: on-policy learning is biased.",
     remedy="Same temperature on both sides, before top-k and top-p; weights shared, eval mode (infer/, model/loss.py).",
-    reference="trl issue 5312; silent-bugs: post-training",
+    reference="huggingface/trl issues 4159, 6789, pull 7269",
 )
 def sampler_logprobs_equal_trainer(subject: Subject) -> Measurement:
     """Largest |log p of a drawn token by the engine - by the trainer|, at temperatures 0.6, 1 and 1.7, with top-k.
@@ -63,7 +63,9 @@ def sampler_logprobs_equal_trainer(subject: Subject) -> Measurement:
     "infer",
     bug="Temperature 0 samples (at a default of 1), or decoding slips by a token: benchmarks are noise.",
     remedy="temperature == 0 means argmax; never `temperature or 1.0` (infer/sample.py).",
-    reference="silent-bugs: evaluation, serving, export",
+    reference=(
+        "ethz-spylab/agentdojo pull 141; huggingface/lighteval issue 559; EleutherAI/lm-evaluation-harness pull 2797"
+    ),
 )
 def greedy_is_argmax(subject: Subject) -> Measurement:
     """Largest gap between the best logit of a full forward pass and that of the token decoded at temperature 0; the
@@ -85,7 +87,7 @@ def greedy_is_argmax(subject: Subject) -> Measurement:
     "infer",
     bug="What a row says depends on its company in the batch: padding or another row's state leaks in.",
     remedy="A row's mask, position, seed and step must be its own (infer/decode.py, infer/cache.py).",
-    reference="silent-bugs: evaluation, serving, export",
+    reference="unslothai/unsloth issue 1066, pull 4078; jundot/omlx issue 3476",
 )
 def batched_equals_alone(subject: Subject) -> Measurement:
     """Rows whose ids differ between a batch with other prompts, lengths, limits and temperatures, and alone.
@@ -117,7 +119,7 @@ def batched_equals_alone(subject: Subject) -> Measurement:
     "infer",
     bug="The sampler is skewed: a token too rare or too frequent, temperature applied twice, top-k off by one.",
     remedy="See Sampler and uniform() in infer/sample.py.",
-    reference="Pearson's chi-squared test",
+    reference="RL-Align/RL-Kernel issue 81; kingoflolz/mesh-transformer-jax issue 164; ml-explore/mlx-lm pull 388",
 )
 def samples_follow_the_distribution(subject: Subject) -> Measurement:
     """Largest chi-squared statistic of 20,000 draws from 8 logits against softmax(logits / T), over four settings.
@@ -149,7 +151,7 @@ def samples_follow_the_distribution(subject: Subject) -> Measurement:
     "infer",
     bug="A stop string across token borders is missed, or a part of it leaks; a character is cut in two in a stream.",
     remedy="Search the held text, not token by token; decode bytes incrementally (infer/text.py).",
-    reference="silent-bugs: evaluation, serving, export: A A B holds A B",
+    reference="vllm-project/vllm issue 3574; mzau/mlx-knife issue 68; osaurus-ai/vmlx-swift pull 109",
 )
 def stop_strings_cut_cleanly(subject: Subject) -> Measurement:
     """(text, stop strings) for which the streamed text is not the text before the first stop, or a piece holds half a
@@ -182,6 +184,7 @@ def stop_strings_cut_cleanly(subject: Subject) -> Measurement:
     "infer",
     bug="Sampling inside training changes the run: random numbers used up, dropout left off, weights touched.",
     remedy="The engine draws by hashes, and restores each module's mode (infer/engine.py).",
+    reference="coleygroup/ms-pred issue 38; IBM/pytorch-seq2seq pull 38",
 )
 def decoding_leaves_no_trace(subject: Subject) -> Measurement:
     """Of four, after generating in training mode: random state, each module's mode, weights, the same text again."""

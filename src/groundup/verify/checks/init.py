@@ -40,7 +40,7 @@ def expected_std(config: ModelConfig, layer: int, fan_out: int, fan_in: int, wri
     "model",
     bug="The untrained model is already sure of something: weights too large, or never initialised.",
     remedy="See model/init.py: the head is N(0, init_std^2), and init_weights called before training.",
-    reference="ln V is the loss of the uniform distribution; Karpathy 2019, 'A recipe for training neural networks'",
+    reference="jsboige/CoursIA issue 13279; huggingface/torchMoji issue 11",
 )
 def init_loss(subject: Subject) -> Measurement:
     """|mean loss at a position - (ln V + s^2 / 2)|, the worst of 16 positions.
@@ -77,7 +77,10 @@ def init_loss(subject: Subject) -> Measurement:
     "model",
     bug="Activations grow with depth, so a deep model starts far from where its learning rate was tuned.",
     remedy="Scale the weights that write into the residual stream by 1/sqrt(2 layers); see model/init.py.",
-    reference="Radford et al. 2019, GPT-2, section 2.3",
+    reference=(
+        "huggingface/transformers issue 47458 (pull 47459); karpathy/minGPT issue 134; Radford et al. 2019, "
+        "GPT-2, section 2.3"
+    ),
 )
 def residual_stays_level(subject: Subject) -> Measurement:
     """Mean square of what 16 fresh blocks add to the residual stream, over that of the stream before the first.
@@ -146,7 +149,7 @@ def branches(config: ModelConfig, layer: int) -> float:
     "model",
     bug="A matrix starts at another size than the scheme gives it: fans taken of a packed weight, a layer unscaled.",
     remedy="See matrix_std in model/init.py: fans of the piece, not of the packed matrix or of the stack of experts.",
-    reference="Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852; Yang et al. 2022, arXiv 2203.03466, table 8",
+    reference="fastai/fastai pull 2090; huggingface/transformers issue 143; karpathy/llm.c pull 832",
 )
 def initial_weights_follow_the_scheme(subject: Subject) -> Measurement:
     """Largest deviation of a matrix's root mean square from the scheme's, in standard deviations of the draw.
@@ -182,7 +185,7 @@ def initial_weights_follow_the_scheme(subject: Subject) -> Measurement:
     "model",
     bug="zero_out reaches attention alone (or the dense layers alone): some blocks write noise at the start.",
     remedy="Every projection that writes into the residual stream: .out and .down, experts' too (model/init.py).",
-    reference="Zhang et al. 2019, Fixup, arXiv 1901.09321; cf. nanochat's zero-initialised projections",
+    reference="yz93/LAVT-RIS issue 15; SWivid/F5-TTS issue 793; Zhang et al. 2019, Fixup, arXiv 1901.09321",
 )
 def zero_out_starts_as_identity(subject: Subject) -> Measurement:
     """Blocks of a fresh model whose output differs, in any bit, from its input (post-norm: from its two norms' of it).

@@ -19,7 +19,7 @@ from groundup.verify.subject import Subject
     "model",
     bug="The cache of latents holds something else: a key not yet rotated, a latent not yet normalised, whole heads.",
     remedy="One 'head' of [normalised latent | rotated shared key] a token, no values (model/latent.py).",
-    reference="DeepSeek-V2, arXiv 2405.04434, section 2.1.2 and equation 15",
+    reference="tenstorrent/tt-metal pull 35987; ml-explore/mlx-lm pull 1509; arXiv 2405.04434",
 )
 def latent_cache_holds_latents(subject: Subject) -> Measurement:
     """Largest difference between the cache after a prompt of 7 and 5 single tokens, and the fp64 latents and rotated
@@ -48,7 +48,7 @@ def latent_cache_holds_latents(subject: Subject) -> Measurement:
     "model",
     bug="Decoding over latents (projections moved to query and output) is not the attention that was trained.",
     remedy="Rows of kv_up are, head by head, [nope | v]; the query meets the first, the sum the second (from_cache).",
-    reference="DeepSeek-V2, arXiv 2405.04434, section 2.1.2: matrices absorbed",
+    reference="tenstorrent/tt-metal pull 35987; kekzl/imp pull 803; arXiv 2405.04434",
 )
 def latent_absorbed_equals_expanded(subject: Subject) -> Measurement:
     """Largest difference, over all layers, between one layer's attention through a cache and without, given the same

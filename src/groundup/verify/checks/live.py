@@ -38,7 +38,7 @@ def _stepped(vitals: Vitals) -> None:
     "live",
     bug="Almost nothing of a batch is scored (masks too wide, answers cut off): the run costs much and learns little.",
     remedy="Look at rendered rows with their masks; raise the context, or leave out what does not fit (tune/pack.py).",
-    reference="huggingface/trl issues 4632, 3927",
+    reference="huggingface/trl issue 6668, pulls 6025, 5076",
     looks_at="vitals",
 )
 def live_tokens_are_scored(vitals: Vitals) -> Measurement:
@@ -56,6 +56,7 @@ def live_tokens_are_scored(vitals: Vitals) -> Measurement:
     "live",
     bug="A layer of the real model gets no gradient: it stays as it was, and the rest learns around it.",
     remedy="Look for detach, no_grad, requires_grad=False or a branch that is not taken in that layer.",
+    reference="jingyaogong/minimind issue 858; Tencent-Hunyuan/UniRL pull 207",
     looks_at="vitals",
 )
 def live_every_layer_gets_gradient(vitals: Vitals) -> Measurement:
@@ -71,7 +72,7 @@ def live_every_layer_gets_gradient(vitals: Vitals) -> Measurement:
     "live",
     bug="An update is lost to rounding or never applied (a parameter in no optimizer), or it replaces the weights.",
     remedy="Look at the parameter's group and rate (train/optim.py); tiny updates need fp32 weights.",
-    reference="Karpathy 2022, nn-zero-to-hero: update-to-data ratio, about 1e-3",
+    reference="workofart/ml-by-hand pull 85; meta-pytorch/torchtune issue 2254; NVIDIA-NeMo/Automodel pull 3444",
     looks_at="vitals",
 )
 def live_updates_are_felt(vitals: Vitals) -> Measurement:
@@ -98,7 +99,7 @@ def live_updates_are_felt(vitals: Vitals) -> Measurement:
     "live",
     bug="All hidden units of a layer are dead: its feed-forward adds a constant whatever comes in.",
     remedy="Lower the learning rate or lengthen the warm-up; a gated activation dies less than a ReLU.",
-    reference="Lu et al. 2019, arXiv 1903.06733",
+    reference="autonomousvision/transfuser issue 146; keras-team/keras issue 7057; Lu et al. 2019, arXiv 1903.06733",
     looks_at="vitals",
 )
 def live_units_are_alive(vitals: Vitals) -> Measurement:
@@ -117,7 +118,9 @@ def live_units_are_alive(vitals: Vitals) -> Measurement:
     "live",
     bug="Attention has collapsed: each query looks at one key whatever it is, or at all alike whatever they are.",
     remedy="QK-norm or a cap of the scores, a lower rate; if all alike: queries or keys are 0 (model/attention.py).",
-    reference="Zhai et al. 2023, arXiv 2303.06296 (entropy collapse)",
+    reference=(
+        "huggingface/transformers issue 45676; Tsinghua-MARS-Lab/OMG pull 8; Zhai et al. 2023, arXiv 2303.06296"
+    ),
     looks_at="vitals",
 )
 def live_attention_attends(vitals: Vitals) -> Measurement:
@@ -138,7 +141,7 @@ def live_attention_attends(vitals: Vitals) -> Measurement:
     "live",
     bug="Logits or attention scores have grown so large that the training precision cannot tell neighbours apart.",
     remedy="A z-loss, a cap, QK-norm, weight decay or a lower rate; see vitals/logit_max in TensorBoard.",
-    reference="PaLM, arXiv 2204.02311, section 5 (z-loss); Dehghani et al. 2023, arXiv 2302.05442 (QK-norm)",
+    reference="deepspeedai/DeepSpeed issue 4379; baichuan-inc/Baichuan2 issue 174; google-deepmind/optax issue 1020",
     looks_at="vitals",
 )
 def live_logits_are_resolved(vitals: Vitals) -> Measurement:
@@ -156,7 +159,7 @@ def live_logits_are_resolved(vitals: Vitals) -> Measurement:
     "live",
     bug="The real model is sure of something before it has learnt anything, or targets stand in what it sees.",
     remedy="See init-loss; compare the real model's config with the recipe, and look at one batch's targets.",
-    reference="Karpathy 2019, 'A recipe for training neural networks'",
+    reference="jsboige/CoursIA issue 13279; pengzhangzhi/Open-dLLM issue 8",
     looks_at="vitals",
     false_alarm=1e-6,
 )
@@ -189,7 +192,10 @@ def live_first_loss_is_uniform(vitals: Vitals) -> Measurement:
     "live",
     bug="Policy and reference differ before the first step: dropout, another precision, or another model as reference.",
     remedy="Both in eval mode, of the same weights, on the same batch (tune/dpo.py).",
-    reference="Rafailov et al. 2023, arXiv 2305.18290, equation 7: -log sigmoid(0)",
+    reference=(
+        "eric-mitchell/direct-preference-optimization issue 34; hiyouga/LlamaFactory pull 10779; "
+        "huggingface/trl issue 2042"
+    ),
     looks_at="vitals",
 )
 def live_dpo_starts_at_ln_2(vitals: Vitals) -> Measurement:
@@ -207,7 +213,7 @@ def live_dpo_starts_at_ln_2(vitals: Vitals) -> Measurement:
     "live",
     bug="The first batch is off-policy: sampler and trainer disagree at the same weights.",
     remedy="Temperature, top-k, precision and stop ids alike on both sides (infer/, tune/grpo.py).",
-    reference="huggingface/trl issue 5312",
+    reference="huggingface/trl issues 4159, 4772; unslothai/unsloth-zoo pull 593",
     looks_at="vitals",
 )
 def live_grpo_starts_on_policy(vitals: Vitals) -> Measurement:
@@ -227,7 +233,10 @@ def live_grpo_starts_on_policy(vitals: Vitals) -> Measurement:
     "live",
     bug="After the whole run the model knows no more than how frequent each token is: nothing looks at the context.",
     remedy="Check positions-matter and causality on this config, the learning rate, and that batches differ.",
-    reference="Shannon 1951, Prediction and entropy of printed English",
+    reference=(
+        "pytorch/examples issue 846; KrishM123/transformer.cpp issue 6; Shannon 1951, Prediction and entropy "
+        "of printed English"
+    ),
     looks_at="vitals",
 )
 def live_loss_beats_unigrams(vitals: Vitals) -> Measurement:
@@ -251,7 +260,7 @@ def live_loss_beats_unigrams(vitals: Vitals) -> Measurement:
     "live",
     bug="The loss is half of what such a model on so much text reaches (targets are visible), or half as much again.",
     remedy="Too low: look for a leak (causality, documents-isolated). Too high: rate, batch, data.",
-    reference="Hoffmann et al. 2022, arXiv 2203.15556; Besiroglu et al. 2024, arXiv 2404.10102",
+    reference="karpathy/nanoGPT issue 81; ayaka14732/bart-base-jax pull 6; Hoffmann et al. 2022, arXiv 2203.15556",
     looks_at="vitals",
 )
 def live_loss_follows_the_law(vitals: Vitals) -> Measurement:
@@ -276,7 +285,7 @@ def live_loss_follows_the_law(vitals: Vitals) -> Measurement:
     "live",
     bug="Training text is recited and new text is not: too many epochs, or a validation set of another kind.",
     remedy="Fewer epochs or more text; look at what stands in the validation shard.",
-    reference="Muennighoff et al. 2023, arXiv 2305.16264",
+    reference="ai-forever/ru-gpts issue 23; Muennighoff et al. 2023, arXiv 2305.16264",
     looks_at="vitals",
 )
 def live_train_and_validation_agree(vitals: Vitals) -> Measurement:
@@ -296,7 +305,7 @@ def live_train_and_validation_agree(vitals: Vitals) -> Measurement:
     "live",
     bug="The reward rises while held-out problems are answered worse: the model has found a way around the judge.",
     remedy="Read the samples; tighten the reward, raise kl_beta, stop earlier.",
-    reference="Gao et al. 2022, arXiv 2210.10760; silent-bugs: hacking",
+    reference="Liuziyu77/Visual-RFT issues 176, 79; Gao et al. 2022, arXiv 2210.10760",
     looks_at="vitals",
     false_alarm=1e-6,
 )

@@ -60,7 +60,7 @@ def _epoch(one: Shard, batch_size: int = 3) -> tuple[Batch, list[int]]:
     "data",
     bug="Targets are not shifted, or twice: the model learns to copy its input, or to skip a word.",
     remedy="Shift once, in data/load.py; the objective must not shift again.",
-    reference="silent-bugs: tokenizer and data",
+    reference="huggingface/transformers issues 47394, 35066, 27517",
 )
 def target_is_next_token(subject: Subject) -> Measurement:
     """Mean loss a scored token of a model that is certain of the corpus's next token, through the objective.
@@ -99,6 +99,7 @@ def target_is_next_token(subject: Subject) -> Measurement:
     "data",
     bug="Some text is never trained on, or twice an epoch; or the jump from one document to the next is scored.",
     remedy="Windows must tile the shard; a target that begins a document is -100 (data/load.py).",
+    reference="huggingface/datasets issue 5360; dreamzero0/dreamzero issue 91; lucidrains/DALLE-pytorch pull 230",
 )
 def each_token_once_an_epoch(subject: Subject) -> Measurement:
     """Tokens of the shard that are not a target exactly once in an epoch (a document's first: not once)."""
@@ -119,6 +120,7 @@ def each_token_once_an_epoch(subject: Subject) -> Measurement:
     "data",
     bug="The loader's document numbers or positions do not follow the corpus: attention crosses, or positions run on.",
     remedy="documents and positions change where a document begins, and nowhere else (data/load.py).",
+    reference="huggingface/nanoVLM issue 201; hiyouga/LlamaFactory pull 7318",
 )
 def documents_follow_bounds(subject: Subject) -> Measurement:
     """Places of an epoch where token, document (new exactly where one begins) or position (0 there, else one more)
@@ -147,7 +149,7 @@ def documents_follow_bounds(subject: Subject) -> Measurement:
     "data",
     bug="What is read depends on micro-batch size, ranks or where the run was resumed: no two runs can be compared.",
     remedy="Order is a permutation from (seed, epoch); everything else only cuts it up (data/load.py).",
-    reference="silent-bugs: tokenizer and data",
+    reference="dreamzero0/dreamzero issue 91; huggingface/datasets issue 6673; paiml/entrenar issue 294",
 )
 def order_from_seed_and_epoch_alone(subject: Subject) -> Measurement:
     """Differences in three steps' tokens: at other micro-batch sizes, over 1, 2 and 4 ranks, jumping to step 7 in a
@@ -184,6 +186,7 @@ def order_from_seed_and_epoch_alone(subject: Subject) -> Measurement:
     "data",
     bug="Validation drops the last batch or repeats one: its loss moves with the batch size.",
     remedy="validation_batches must give every window once, the last batch short (data/load.py).",
+    reference="huggingface/transformers issues 24839, 41898; keras-team/keras issue 13591",
 )
 def validation_scores_each_token_once(subject: Subject) -> Measurement:
     """|targets scored - tokens that are not a document's first| in validation, the worst of batch sizes 1, 3, 64."""

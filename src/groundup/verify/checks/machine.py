@@ -19,6 +19,7 @@ from groundup.verify.subject import Subject
     "train",
     bug="The compiled model computes another loss or gradient than the one that was written: a kernel is wrong.",
     remedy="Train with compile: false; update torch, and report the block that differs to it.",
+    reference="pytorch/pytorch issues 113180, 132301, 172062",
 )
 def compiled_equals_eager(subject: Subject) -> Measurement:
     """Relative distance of the gradient of a compiled micro model from the eager one's, on packed documents.
@@ -46,7 +47,7 @@ def compiled_equals_eager(subject: Subject) -> Measurement:
     "train",
     bug="MFU is a share of some other device's peak: off by 3 to 7 times, and believed.",
     remedy="Measure the peak, or refuse (plan/devices.py, plan/host.py); never fall back on a default.",
-    reference="",
+    reference="karpathy/nanoGPT pull 464; allenai/OLMo-core pull 817; AMD-AGI/Primus pull 772",
 )
 def unknown_device_has_no_mfu(subject: Subject) -> Measurement:
     """Of three: a device that nobody makes is refused by the planner; a step logged without a known peak has no MFU;

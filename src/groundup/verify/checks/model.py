@@ -21,7 +21,7 @@ from groundup.verify.subject import Subject
     "model",
     bug="A position sees later tokens: training loss falls wonderfully and the model cannot write.",
     remedy="See attention_mask in model/attention.py; is_causal must hold wherever no mask is given.",
-    reference="silent-bugs: model",
+    reference="huggingface/transformers issues 48745, 48748; karpathy/nanochat issue 844",
 )
 def causality(subject: Subject) -> Measurement:
     """Positions whose logits change, in any bit, when only later tokens do; plain rows and packed documents.
@@ -56,7 +56,7 @@ def causality(subject: Subject) -> Measurement:
     "model",
     bug="Packed documents attend to each other: an answer is learned from another conversation's text.",
     remedy="Pass batch.documents to the model, compare them in attention_mask; positions alone do not separate.",
-    reference="silent-bugs: model",
+    reference="alex-hh/profam issue 495; huggingface/nanoVLM pull 204; MeetKai/functionary issue 265",
 )
 def documents_isolated(subject: Subject) -> Measurement:
     """Positions of documents B and C whose logits change, in any bit, when only document A does (A, B, C packed)."""
@@ -81,6 +81,7 @@ def documents_isolated(subject: Subject) -> Measurement:
     "model",
     bug="A document reads differently when packed: positions run on from its neighbour, or the mask cuts too much.",
     remedy="Positions must restart at 0 in each document (data/load.py, tune/pack.py) and reach the model.",
+    reference="hiyouga/LlamaFactory pull 7318; huggingface/nanoVLM issue 201",
 )
 def packed_equals_alone(subject: Subject) -> Measurement:
     """Largest difference between a document's logits when packed behind another, and alone at positions 0, 1, ...
@@ -102,7 +103,10 @@ def packed_equals_alone(subject: Subject) -> Measurement:
     "model",
     bug="Decoding with the cache computes another function than training did: the model is right and chats wrongly.",
     remedy="Check positions handed to the model, rotation of keys before they are cached, and the cache's mask.",
-    reference="silent-bugs: model",
+    reference=(
+        "lucidrains/x-transformers issue 219; mistralai/mistral-inference issue 88; "
+        "lucidrains/native-sparse-attention-pytorch issue 20"
+    ),
 )
 def cached_decode_equals_forward(subject: Subject) -> Measurement:
     """Largest difference between cached and full-forward logits, row by row, over a ragged batch.
@@ -133,6 +137,7 @@ def cached_decode_equals_forward(subject: Subject) -> Measurement:
     "model",
     bug="A short row of a batch sees its padding, or what an earlier and longer request left in the cache.",
     remedy="With a cache, slot s may be seen from position p only if s <= p (attention_mask in model/attention.py).",
+    reference="Mikyx-1/TinyLLM issue 17; unslothai/unsloth issue 1066; hyprstream/hyprstream pull 1521",
 )
 def causality_with_cache(subject: Subject) -> Measurement:
     """Logits that change, in any bit, when only padding or stale slots do: a masked weight is exactly 0."""
@@ -159,6 +164,7 @@ def causality_with_cache(subject: Subject) -> Measurement:
     "model",
     bug="A weight is computed but not used (or detached): it stays at its first value for the whole run.",
     remedy="Follow the named parameter through forward(); look for detach, no_grad, or a branch not taken.",
+    reference="jingyaogong/minimind issue 858, pull 859; Tencent-Hunyuan/UniRL pull 207",
 )
 def every_parameter_gets_gradient(subject: Subject) -> Measurement:
     """Parameters, by their pieces (q, k, v; gate, up; each expert), whose gradient is None or all zero.
@@ -196,7 +202,7 @@ def every_parameter_gets_gradient(subject: Subject) -> Measurement:
     "model",
     bug="Embedding and head drift apart (or an untied pair is shared): after loading, moving or copying, silently.",
     remedy="Call model.tie() after anything that replaces a parameter; see model/storage.py.",
-    reference="Press & Wolf 2017, arXiv 1608.05859",
+    reference="facebookresearch/lingua pull 75; verl-project/verl issue 7834; NVIDIA-NeMo/Automodel pull 2213",
 )
 def tied_is_one_storage(subject: Subject) -> Measurement:
     """Moments (built, initialised, loaded, cast, copied, in the optimizer's list) at which the head's storage is
@@ -230,6 +236,9 @@ def tied_is_one_storage(subject: Subject) -> Measurement:
     "model",
     bug="The model that is built is not the one that was planned: FLOPs, tokens, memory and MFU are all off.",
     remedy="Compare model/count.py with the named module, term by term.",
+    reference=(
+        "foundation-model-stack/fms-fsdp issue 67; facebookresearch/fairseq issue 4259; tenstorrent/tt-metal pull 50114"
+    ),
 )
 def parameters_counted_on_paper(subject: Subject) -> Measurement:
     """Sum over the parts (embedding, attention, mlp, norm, head) of |counted on paper - held by the built model|.
@@ -285,7 +294,7 @@ def _idle(config: ModelConfig) -> int:
     "model",
     bug="A parameter or buffer that came from the meta device is never written: it holds whatever memory held.",
     remedy="init_weights must tie again, fill every parameter and recompute every buffer (model/init.py).",
-    reference="silent-bugs: model",
+    reference="huggingface/transformers issues 45902, 48892; NovaSky-AI/SkyRL issue 1709",
 )
 def meta_init_complete(subject: Subject) -> Measurement:
     """Tensors that differ, in any bit, between a model initialised in place and one that came from the meta device.
@@ -314,6 +323,7 @@ def meta_init_complete(subject: Subject) -> Measurement:
     "model",
     bug="Dropout stays on in evaluation (noisy, pessimistic scores), or is off in training and the knob does nothing.",
     remedy="Call model.eval() around evaluation and model.train() in the loop; see _quietly in train/loop.py.",
+    reference="pytorch/pytorch issue 124464; meta-pytorch/torchtune issue 1791; coleygroup/ms-pred issue 38",
 )
 def eval_is_deterministic(subject: Subject) -> Measurement:
     """Of four: two forwards in eval mode are bit-equal; dropout 0.3 in eval is bit-equal to dropout 0; in training

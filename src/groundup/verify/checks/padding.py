@@ -19,6 +19,7 @@ from groundup.verify.subject import Subject
     "train",
     bug="Padding counts in the experts' balance: it is one token over and over, and drives real text off its experts.",
     remedy="Batches mark padding by a negative document; observe in model/moe.py leaves it out.",
+    reference="huggingface/transformers issue 31464, 28255",
 )
 def padding_is_not_balanced(subject: Subject) -> Measurement:
     """Experts' layers whose load over a forward pass is not top_k times the tokens that are real; in the last window of

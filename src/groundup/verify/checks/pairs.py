@@ -21,7 +21,7 @@ AGREEMENT = 0.63  # share of pairs on which two people choose alike, at the lowe
     "tune",
     bug="Chosen and rejected are the same: the loss stays at ln 2 there and pulls on nothing, whatever its weight.",
     remedy="Drop the pairs named.",
-    reference="natolambert/rlhf-book issue 503",
+    reference="natolambert/rlhf-book issue 503 (pull 504); YangRui2015/Generalizable-Reward-Model issue 1",
     looks_at="dataset",
 )
 def chosen_differs_from_rejected(rows: Rows) -> Measurement:
@@ -40,7 +40,7 @@ def chosen_differs_from_rejected(rows: Rows) -> Measurement:
     "tune",
     bug="Chosen and rejected answer different conversations: what is preferred is the conversation.",
     remedy="Cut both at the last answer; drop the pairs whose beginnings differ.",
-    reference="huggingface/trl issue 1858",
+    reference="huggingface/trl issues 1858, 1541",
     looks_at="dataset",
 )
 def pairs_share_their_prompt(rows: Rows) -> Measurement:
@@ -62,7 +62,7 @@ def pairs_share_their_prompt(rows: Rows) -> Measurement:
     "tune",
     bug="A pair and its mirror are both there: what one teaches the other takes back.",
     remedy="Keep the right one; look at how the two orders of a judge were merged.",
-    reference="arXiv 2306.05685 (judges favour a position)",
+    reference="lm-sys/FastChat issue 3911; arXiv 2306.05685 (judges favour a position)",
     looks_at="dataset",
 )
 def pairs_are_not_swapped(rows: Rows) -> Measurement:
@@ -84,7 +84,10 @@ def pairs_are_not_swapped(rows: Rows) -> Measurement:
     "tune",
     bug="Whoever always prefers the longer (or the shorter) answer is right: this is what DPO and reward models learn.",
     remedy="Balance the pairs by length, or add pairs in which the shorter is better; watch length while training.",
-    reference="Singhal et al. 2023, arXiv 2310.03716; agreement of people: Bai et al. 2022, arXiv 2204.05862",
+    reference=(
+        "eric-mitchell/direct-preference-optimization issue 35; lm-sys/FastChat issue 3911; Singhal et al. "
+        "2023, arXiv 2310.03716"
+    ),
     looks_at="dataset",
     false_alarm=CHANCE,
 )
@@ -117,7 +120,10 @@ def length_gives_nothing_away(rows: Rows) -> Measurement:
     "tune",
     bug="The same text has two labels: no classifier can be right about both, and the score has an unknown ceiling.",
     remedy="Look at the groups named and keep one label of each.",
-    reference="Northcutt et al. 2021, arXiv 2103.14749",
+    reference=(
+        "sebischair/Medical-Abstracts-TC-Corpus issue 2; acmi-lab/counterfactually-augmented-data issue 9; "
+        "Northcutt et al. 2021, arXiv 2103.14749"
+    ),
     looks_at="dataset",
 )
 def one_text_one_label(rows: Rows) -> Measurement:
@@ -137,7 +143,9 @@ def one_text_one_label(rows: Rows) -> Measurement:
     "tune",
     bug="One class under two spellings, of a single row, or in the test alone: it is not learnt, or not measured.",
     remedy="Spell each label one way; give each class rows on every side of the split.",
-    reference="",
+    reference=(
+        "facebookresearch/fairseq issue 2062; googlecodelabs/tensorflow-for-poets-2 issue 6; cugbrs/MLRSNet issue 4"
+    ),
     looks_at="dataset",
 )
 def labels_are_known(rows: Rows) -> Measurement:
@@ -170,7 +178,7 @@ def labels_are_known(rows: Rows) -> Measurement:
     "tune",
     bug="Two choices are alike, one is empty, or none is the right one: the question is scored by chance, or by NaN.",
     remedy="Mend or drop the questions named.",
-    reference="silent-bugs: evaluation",
+    reference="medmcqa/medmcqa issue 5; hendrycks/test issue 29; Sakshi113/MMAU issue 12",
     looks_at="dataset",
 )
 def choices_differ(rows: Rows) -> Measurement:

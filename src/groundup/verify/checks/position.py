@@ -27,6 +27,7 @@ def needs(subject: Subject, *kinds: str) -> None:
     "model",
     bug="The position encoding is computed and never applied: the model sees a bag of words and still learns a little.",
     remedy="See how Transformer.forward hands angles, masks or position vectors on, and `rotate`.",
+    reference="pytorch/torchtitan pull 3772; Tencent-Hunyuan/UniRL pull 207",
 )
 def positions_matter(subject: Subject) -> Measurement:
     """Smallest change at any later position, of the largest in 8 rows, when distances between tokens are tripled; must
@@ -57,7 +58,7 @@ def positions_matter(subject: Subject) -> Measurement:
     "model",
     bug="embed_scale is applied twice or not at all, or a position vector is missing, shifted or scaled with it.",
     remedy="embed_scale times the embedding, then the position's vector, then the blocks (Transformer.forward).",
-    reference="Vaswani et al. 2017, arXiv 1706.03762, sections 3.4 and 3.5; Gemma, arXiv 2403.08295",
+    reference="TensorAuto/OpenTau pull 179; vllm-project/vllm issue 52667; huggingface/transformers pull 29402",
 )
 def stream_starts_with_token_and_place(subject: Subject) -> Measurement:
     """Largest difference between what enters the first block and embed_scale * embedding (+ the learned row, or the
@@ -92,7 +93,7 @@ def _masks(subject: Subject, seed: int) -> list[tuple[str, Tensor, Tensor, Tenso
     "model",
     bug="ALiBi's sign or slopes are wrong: far tokens are favoured, or all heads look equally far.",
     remedy="-slope * (query's place - key's place), slopes 2^(-8 h / H) (alibi_slopes in model/position.py).",
-    reference="Press et al. 2022, arXiv 2108.12409, section 3, and its published code for other head counts",
+    reference="ml-explore/mlx pull 3071; paiml/aprender pull 2143; NVIDIA/TensorRT-LLM pull 1611",
 )
 def alibi_falls_with_distance(subject: Subject) -> Measurement:
     """Largest difference of slopes to the published rule, for 1 to 40 heads and the recipe's own; and of the bias that
@@ -119,7 +120,7 @@ def alibi_falls_with_distance(subject: Subject) -> Measurement:
     "model",
     bug="A distance falls into the wrong bucket (at the logarithm's borders by one), or the bias is not its bucket's.",
     remedy="relative_buckets in model/position.py: half of them exact, then floor of a logarithm, then the last.",
-    reference="Raffel et al. 2020, arXiv 1910.10683, section 2.1, and its published code for decoders",
+    reference="huggingface/transformers pull 8518; lucidrains/x-transformers pull 10; NVIDIA/TensorRT-LLM pull 13870",
 )
 def t5_buckets_follow_the_formula(subject: Subject) -> Measurement:
     """Distances up to three times the furthest, at four shapes, whose bucket is not the published one; and visible

@@ -29,6 +29,7 @@ def _run(subject: Subject, folder: Path, **given: object) -> rig.Run:
     "train",
     bug="Two runs of one recipe differ, so no change can be judged; or the seed changes nothing.",
     remedy="Every random draw must come from the recipe's seed: initial weights, order, dropout.",
+    reference="ashleve/lightning-hydra-template issue 527; coleygroup/ms-pred issue 38",
 )
 def same_seed_same_run(subject: Subject) -> Measurement:
     """Tensors (weights, optimizer state) that differ in any bit between two runs of 6 steps with dropout; and 1 if
@@ -50,7 +51,7 @@ def same_seed_same_run(subject: Subject) -> Measurement:
     "train",
     bug="A resumed run is another run: optimizer state, random state, step or place in the data was lost.",
     remedy="Everything in train/checkpoint.py must be written and read back: see _save and _resume in train/loop.py.",
-    reference="silent-bugs: training",
+    reference="paiml/entrenar issue 294; pytorch/torchtitan issue 1213; PolymathicAI/the_well issue 77",
 )
 def resume_is_exact(subject: Subject) -> Measurement:
     """Tensors that differ in any bit, and logged losses or rates that differ, between a run of 6 steps and one killed
@@ -77,6 +78,7 @@ def resume_is_exact(subject: Subject) -> Measurement:
     "train",
     bug="A checkpoint with a flipped bit is resumed from: the run goes on with noise in its weights.",
     remedy="Checksum every file of a checkpoint, and fall back to the one before (train/checkpoint.py).",
+    reference="vllm-project/speculators pull 739; facebookresearch/metaseq issue 53; birdnet-team/geomodel pull 13",
 )
 def damaged_checkpoint_is_passed_over(subject: Subject) -> Measurement:
     """Of the files of the newest checkpoint: those in which a flipped bit does not make `newest` fall back by one."""
@@ -116,6 +118,7 @@ def _falls_back(folder: Path) -> bool:
     "train",
     bug="Validating or sampling changes the run: random numbers are used up, or the model is left in eval mode.",
     remedy="Run callbacks through _quietly (train/loop.py): it puts mode and random state back.",
+    reference="coleygroup/ms-pred issue 38; MILVLG/mcan-vqa issue 26; IBM/pytorch-seq2seq pull 38",
 )
 def validation_leaves_no_trace(subject: Subject) -> Measurement:
     """Tensors that differ in any bit between a run that validates and samples at each step, and one that never does."""
@@ -151,7 +154,9 @@ def validation_leaves_no_trace(subject: Subject) -> Measurement:
     "train",
     bug="One NaN gradient reaches weights or optimizer state (0 * NaN is NaN), and the run is lost from there on.",
     remedy="Select, do not multiply: skip the whole update when loss or norm is not finite (train/loop.py).",
-    reference="silent-bugs: training",
+    reference=(
+        "facebookresearch/habitat-lab issue 2226; kyutai-labs/pocket-tts pull 262; facebookresearch/mmf pull 1073"
+    ),
 )
 def nonfinite_step_changes_nothing(subject: Subject) -> Measurement:
     """Tensors of model and optimizer that change, in any bit, in a step whose loss is NaN, whose gradient is NaN while
@@ -179,6 +184,7 @@ def nonfinite_step_changes_nothing(subject: Subject) -> Measurement:
     "train",
     bug="Every step is skipped, the log looks calm, and the run ends with untrained weights.",
     remedy="Count non-finite steps in a row and stop at max_bad_steps (Meter in train/loop.py).",
+    reference="macrocosm-os/iota issue 198; kyutai-labs/pocket-tts pull 262",
 )
 def endless_nonfinite_stops(subject: Subject) -> Measurement:
     """Steps that a run takes whose every gradient is NaN, max_bad_steps being 3; it must stop with a UserError."""

@@ -24,7 +24,7 @@ FAR = 1024  # places of a table compared one by one; beyond, as many again up to
     "model",
     bug="Queries and keys are not both rotated (or not alike): scores depend on where a text stands.",
     remedy="Rotate q and k by the same table, before k goes into the cache; see model/attention.py.",
-    reference="Su et al. 2021, arXiv 2104.09864, equation 16",
+    reference="pytorch/torchtitan pull 3772; ml-explore/mlx-lm pull 1698",
 )
 def rope_depends_on_distance(subject: Subject) -> Measurement:
     """Largest change of the logits when every position is shifted by 40, the tokens being the same.
@@ -52,7 +52,7 @@ def rope_depends_on_distance(subject: Subject) -> Measurement:
     "model",
     bug="Angles kept in bf16 or fp16: past a few hundred positions they are noise, and long contexts stop working.",
     remedy="Keep the table in fp32 (model/position.py); cast what is rotated, not the angles.",
-    reference="Su et al. 2021, arXiv 2104.09864, equation 15; the papers of the stretched forms",
+    reference="huggingface/transformers pull 29285; huggingface/candle pull 3520; sgl-project/sglang-jax issue 1472",
 )
 def rope_table_precise(subject: Subject) -> Measurement:
     """Largest error of cos and sin in the built model's tables, against fp64, at the recipe's own context, base and
@@ -87,7 +87,7 @@ def rope_table_precise(subject: Subject) -> Measurement:
     "model",
     bug="The rotation mixes up its halves: it stretches vectors, or pairs dimensions that turn at different rates.",
     remedy="Half-split layout: dimension i turns with i + rope_dim / 2 (model/position.py).",
-    reference="Su et al. 2021, arXiv 2104.09864: the rotation is orthogonal",
+    reference="labscommunity/cascadia pull 69; jzhang38/TinyLlama issue 24; karpathy/llama2.c pull 286",
 )
 def rotation_keeps_length(subject: Subject) -> Measurement:
     """Largest relative change of |x| under `rotate`, and of the score q k when both are shifted by 11 places.
@@ -115,7 +115,7 @@ def rotation_keeps_length(subject: Subject) -> Measurement:
     "model",
     bug="A stretched RoPE interpolates the wrong planes: short texts are garbled, long ones not reached.",
     remedy="See the formula of the recipe's kind in model/position.py: which planes are slow, and where the ramp lies.",
-    reference="arXiv 2306.15595 (linear), 2309.00071 (NTK, dynamic, YaRN), 2407.21783 (Llama 3.1)",
+    reference="turboderp-org/exllamav3 issue 259; vllm-project/vllm issue 48621; sgl-project/sglang pull 33558",
 )
 def rope_scaling_is_the_published_one(subject: Subject) -> Measurement:
     """Largest relative error of a plane's rate, and of YaRN's factor, against the published formula in fp64: at the
@@ -152,7 +152,7 @@ def rope_scaling_is_the_published_one(subject: Subject) -> Measurement:
     "model",
     bug="A layer is rotated by another's angles: the local base in global layers, rotation where there should be none.",
     remedy="See angles_of_layers in model/transformer.py: rope_pattern, rope_local_base, and the document's length.",
-    reference="Gemma 3, arXiv 2503.19786, section 2 (two bases); Yang et al. 2025, arXiv 2501.18795 (layers without)",
+    reference="vllm-project/vllm pull 29111; ollama/ollama pull 13452; lablup/mlxcel issue 1340",
 )
 def each_layer_turns_by_its_own_angles(subject: Subject) -> Measurement:
     """Largest error of cos and sin that reach a layer's attention, against fp64, for a plain and a packed row of 48;
@@ -187,7 +187,7 @@ def each_layer_turns_by_its_own_angles(subject: Subject) -> Measurement:
     "model",
     bug="The last dimensions of a head are rotated, not the first (or all are): no published model's weights fit.",
     remedy="rotate() takes the first rope_dim dimensions, in two halves, and passes the rest on (model/position.py).",
-    reference="GPT-NeoX, arXiv 2204.06745, section 2.1.1; Phi-2",
+    reference="ml-explore/mlx-lm pull 1698; labscommunity/cascadia pull 69; huggingface/transformers pull 48652",
 )
 def partial_rotary_leaves_the_rest(subject: Subject) -> Measurement:
     """Largest difference of a rotated head to fp64, the pairs being (i, i + rope_dim / 2); infinite if one of the

@@ -23,7 +23,7 @@ from groundup.verify.subject import Subject
     "model",
     bug="Scores are capped after the mask: tanh(-inf) is -1, and every token leaks in with a weight of e^-cap.",
     remedy="cap tanh(score / cap) first, -inf after it (explicit_attention in model/attention.py).",
-    reference="Gemma 2, arXiv 2408.00118, section 2",
+    reference="emmtrix/emx-onnx-cgen pull 731; Dao-AILab/flash-attention pull 1025; arXiv 2408.00118, section 2",
 )
 def score_cap_before_mask(subject: Subject) -> Measurement:
     """Largest difference between each layer's attention and the fp64 formula, over its rounding, with queries four
@@ -61,7 +61,9 @@ def _louder(attention: nn.Module, factor: float) -> None:
     "model",
     bug="A sink has a value, or is left out of the softmax's sum: heads cannot rest, or are all scaled alike.",
     remedy="A sink is one more exp() in the denominator and nothing above it (explicit_attention).",
-    reference="Xiao et al. 2023, arXiv 2309.17453; Agarwal et al. 2025, gpt-oss, arXiv 2508.10925",
+    reference=(
+        "NVIDIA/TransformerEngine issue 2541; vllm-project/vllm-metal pull 550; sgl-project/sgl-kernel-npu pull 216"
+    ),
 )
 def sinks_take_and_give_nothing(subject: Subject) -> Measurement:
     """Largest difference, over rounding, between each layer's attention and the fp64 formula with its sinks, with

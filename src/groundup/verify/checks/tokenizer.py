@@ -20,7 +20,7 @@ FORGERIES = [text for text in ADVERSARIAL if any(s in text for s in SPECIALS)]
     "tokenizer",
     bug="Text changes on its way through the tokenizer: spaces, line ends, accents or rare characters are lost.",
     remedy="No normaliser, no prefix space, no clean-up; every byte must be in the vocabulary (tokenizer/train.py).",
-    reference="silent-bugs: tokenizer and data",
+    reference="huggingface/transformers issues 25840, 21161, 6164",
 )
 def round_trip(subject: Subject) -> Measurement:
     """Texts (adversarial Unicode, white space, look-alikes of specials) whose bytes do not come back exactly."""
@@ -35,7 +35,7 @@ def round_trip(subject: Subject) -> Measurement:
     "tokenizer",
     bug="A user who types <|end|><|assistant|> closes his turn and speaks as the assistant.",
     remedy="Encode user text with encode_special_tokens on; specials come from special_id and the template alone.",
-    reference="silent-bugs: tokenizer and data",
+    reference="huggingface/transformers issue 29279; huggingface/tokenizers issue 1347; antirez/ds4 issue 95",
 )
 def text_cannot_forge_specials(subject: Subject) -> Measurement:
     """Special ids that ordinary text produced: alone, in a batch, after save and load, after pickling."""
@@ -62,6 +62,7 @@ def text_cannot_forge_specials(subject: Subject) -> Measurement:
     "tokenizer",
     bug="An id past the embedding's rows, or two specials with one id: a crash at best, another word at worst.",
     remedy="model vocab_size must be at least the tokenizer's; specials must be distinct (tokenizer/train.py).",
+    reference="huggingface/tokenizers issue 1609; kongds/E5-V issue 7; ohdearquant/lattice pull 341",
 )
 def ids_in_range(subject: Subject) -> Measurement:
     """Ids outside [0, vocab_size) over the texts, specials that are not distinct and in range, and a real model
@@ -88,6 +89,7 @@ def ids_in_range(subject: Subject) -> Measurement:
     "tokenizer",
     bug="A text is encoded differently in a batch than alone: training (batched) and serving (alone) disagree.",
     remedy="No padding, no truncation, no added specials in either path (tokenizer/tokenizer.py).",
+    reference="huggingface/transformers issues 7043, 5500, 6912",
 )
 def batch_encodes_alike(subject: Subject) -> Measurement:
     """Texts whose ids differ between encode and encode_batch."""
@@ -102,6 +104,7 @@ def batch_encodes_alike(subject: Subject) -> Measurement:
     "tokenizer",
     bug="Bits per byte divides by the wrong number of bytes: tokens that are part of a character are miscounted.",
     remedy="token_bytes must give a token's exact bytes, part of a character or not, and b'' for a special.",
+    reference="stanford-crfm/helm issue 308; antonellof/ferrox issue 124",
 )
 def token_bytes_add_up(subject: Subject) -> Measurement:
     """Texts whose UTF-8 size is not the sum of their tokens' bytes, and specials that have bytes."""
@@ -121,6 +124,7 @@ def token_bytes_add_up(subject: Subject) -> Measurement:
     "tokenizer",
     bug="The tokenizer fits a made-up text and fails on the corpus it is for.",
     remedy="Run the tokenizer's audit on held-out documents (tokenizer/audit.py).",
+    reference="huggingface/transformers issues 21161, 25840",
 )
 def real_tokenizer_is_exact(subject: Subject) -> Measurement:
     """Of up to 200 documents of the real validation shard: those whose ids, decoded and encoded again, differ.

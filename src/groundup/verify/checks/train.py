@@ -28,7 +28,7 @@ def gradient_tolerance(subject: Subject) -> float:
     "train",
     bug="The loss is a mean where a sum is expected, or counts other tokens than it scores.",
     remedy="Loss.total is a sum over the very tokens that Loss.weight counts (model/loss.py, train/objective.py).",
-    reference="trl issue 6369: numerator's mask was not the denominator's",
+    reference="huggingface/trl issue 6369, pulls 6439, 3744",
 )
 def loss_is_its_definition(subject: Subject) -> Measurement:
     """Relative distance of Loss.total to -sum log softmax at scored places, in fp64 from the model's logits; plus 1
@@ -56,7 +56,10 @@ def loss_is_its_definition(subject: Subject) -> Measurement:
     "train",
     bug="Each micro-batch is divided by its own count: tokens of short answers weigh more, and nobody notices.",
     remedy="Sum over all micro-batches, divide once by the scored tokens of all of them (train/loop.py).",
-    reference="transformers issues 34191, 35203, 37766; nanochat 59, 400; torchtitan 1842",
+    reference=(
+        "huggingface/transformers issue 37766, pull 34191; karpathy/nanochat pulls 59, 400; "
+        "pytorch/torchtitan issue 1842"
+    ),
 )
 def accumulation_equals_full_batch(subject: Subject) -> Measurement:
     """Relative difference of the gradient (and of the logged loss) between one batch of 8 rows and the same rows in
@@ -85,7 +88,7 @@ def accumulation_equals_full_batch(subject: Subject) -> Measurement:
     "train",
     bug="Masked places (a prompt, padding) are trained on, or some scored place is not.",
     remedy="Targets of -100 must drop out of the loss; see cross_entropy_sum in model/loss.py.",
-    reference="silent-bugs: post-training",
+    reference="huggingface/open-r1 issue 517; huggingface/trl issue 6105",
 )
 def off_mask_gradient_is_zero(subject: Subject) -> Measurement:
     """Places whose hidden state gets a gradient though masked, or gets none though scored. Exact: a masked place
@@ -113,7 +116,7 @@ def off_mask_gradient_is_zero(subject: Subject) -> Measurement:
     "train",
     bug="A batch with nothing scored gives a loss of 0.0, and the run seems to go splendidly.",
     remedy="Refuse a step whose scored tokens are 0; never divide by max(n, 1) and go on (train/loop.py).",
-    reference="trl issues 6668, 3927; nanochat 590",
+    reference="huggingface/trl issue 6668, pull 6320 (for 3927); karpathy/nanochat issue 590",
 )
 def all_masked_is_refused(subject: Subject) -> Measurement:
     """Of two: a step with no scored token raises a UserError; weights are bit-equal after it."""
@@ -138,7 +141,10 @@ def all_masked_is_refused(subject: Subject) -> Measurement:
     "train",
     bug="Something between loss, gradient and update is wrong: the model cannot even learn one batch by heart.",
     remedy="Check targets, mask, learning rate and optimizer groups; the other checks here narrow it down.",
-    reference="Karpathy 2019, 'A recipe for training neural networks'",
+    reference=(
+        "meta-pytorch/torchtune issue 2429; bclarkson-code/Tricycle issue 45; Karpathy 2019, 'A recipe for "
+        "training neural networks'"
+    ),
 )
 def overfit_one_batch(subject: Subject) -> Measurement:
     """Largest loss of a scored token of one batch of 64 random tokens, after as many steps on it through the loop as it
@@ -183,6 +189,7 @@ def overfit_one_batch(subject: Subject) -> Measurement:
     "train",
     bug="A parameter is in no optimizer: it keeps its first value, and the loss falls all the same.",
     remedy="Optimizers must take every trainable parameter (roles() in train/optim.py).",
+    reference="zjunlp/HVPNeT issue 5; adapter-hub/adapters issue 260; meta-pytorch/opacus issue 432",
 )
 def every_parameter_moves(subject: Subject) -> Measurement:
     """Trainable parameters that are bit-equal after one real step, and frozen ones that are not.
@@ -209,6 +216,7 @@ def every_parameter_moves(subject: Subject) -> Measurement:
     "train",
     bug="A parameter is in two groups or optimizers and is updated twice a step, or in none.",
     remedy="See roles() and the groups in train/optim.py; a tied head is the embedding, once.",
+    reference="zjunlp/HVPNeT issue 5; Srameo/LED issue 23",
 )
 def each_parameter_in_one_group(subject: Subject) -> Measurement:
     """Trainable parameters that do not stand in exactly one group of exactly one optimizer."""
@@ -231,7 +239,7 @@ def each_parameter_in_one_group(subject: Subject) -> Measurement:
     "train",
     bug="Norms, biases or embeddings are decayed (or matrices are not): a little worse, for ever.",
     remedy="See the groups in train/optim.py: weight decay on matrices inside blocks, 0 elsewhere.",
-    reference="Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2",
+    reference="ServiceNow/Fast-LLM issue 542; huggingface/transformers pull 35927, issue 4360",
 )
 def decay_on_matrices_alone(subject: Subject) -> Measurement:
     """Largest |p after / p before - expected| over all numbers, after a step whose gradients are exactly 0.
@@ -264,7 +272,7 @@ def decay_on_matrices_alone(subject: Subject) -> Measurement:
     "train",
     bug="Gradients are clipped per micro-batch or per tensor: the update's direction follows the batch's cut.",
     remedy="Clip once a step, after the last micro-batch and the division, by the norm over all parameters.",
-    reference="Pascanu et al. 2013, arXiv 1211.5063",
+    reference="pytorch/pytorch issue 72548; PrimeIntellect-ai/OpenDiloco pull 6; ContextualAI/HALOs issue 15",
 )
 def clip_once_over_all(subject: Subject) -> Measurement:
     """Relative difference of the clipped gradient to (limit / norm) times the unclipped one, accumulated over three
@@ -289,7 +297,7 @@ def clip_once_over_all(subject: Subject) -> Measurement:
     "train",
     bug="Warm-up never ends, or the rate decays over another horizon than the run has: it stops too early or too hot.",
     remedy="rate_at(step, steps, ...) with the run's real number of steps (train/schedule.py, train/loop.py).",
-    reference="arXiv 1608.03983 (cosine), 2404.06395 (warm-up, stable, decay)",
+    reference="huggingface/transformers pull 24088; huggingface/accelerate issues 2926, 662",
 )
 def schedule_is_closed_form(subject: Subject) -> Measurement:
     """Largest difference of the share of the peak rate, to closed forms at warm-up's begin and end, the middle and the
@@ -329,7 +337,7 @@ def schedule_is_closed_form(subject: Subject) -> Measurement:
     "train",
     bug="Muon orthogonalises q, k and v (or gate and up, or all experts) as one matrix: storage decides the update.",
     remedy="Pass the sizes of every PackedLinear and of stacked experts as seams to Muon (seams_of in train/optim.py).",
-    reference="Jordan et al. 2024, Muon; Liu et al. 2025, arXiv 2502.16982",
+    reference="InternLM/xtuner pull 2030; microsoft/dion pull 90; deepspeedai/DeepSpeed issue 8367",
 )
 def muon_respects_seams(subject: Subject) -> Measurement:
     """Largest relative difference, over packed projections and stacks of experts, between the update of one, and of
@@ -374,7 +382,9 @@ def muon_respects_seams(subject: Subject) -> Measurement:
     "train",
     bug="Something that needs fp32 (norms, softmax, loss) runs in bf16: the loss is noise in its second digit.",
     remedy="Norms, rotation, logits' softmax and loss in fp32 under autocast (model/*, train/precision.py).",
-    reference="Micikevicius et al. 2018, arXiv 1710.03740",
+    reference=(
+        "meta-pytorch/torchtune issue 2254; huggingface/transformers pull 29402; NVIDIA/TransformerEngine issue 1245"
+    ),
 )
 def bf16_tracks_fp32(subject: Subject) -> Measurement:
     """Relative difference of the mean loss under bf16 autocast to fp32, of a fresh model.

@@ -41,7 +41,7 @@ PAIRS = [
     "tune",
     bug="Packed conversations see each other, or lose scored tokens at the seams: SFT answers from a neighbour's text.",
     remedy="documents and positions in tune/pack.py; one document a conversation, padding apart.",
-    reference="silent-bugs: post-training",
+    reference="MeetKai/functionary issue 265; alex-hh/profam issue 495; hiyouga/LlamaFactory pull 7318",
 )
 def packed_loss_is_the_sum(subject: Subject) -> Measurement:
     """Relative difference between the loss of packed conversations and the sum of their losses alone in a row; plus 1
@@ -87,7 +87,10 @@ def logprob_tolerance(model: Transformer, batch: Batch) -> float:
     "tune",
     bug="Policy and reference disagree before the first step: dropout in one of them, another mask, another dtype.",
     remedy="Reference = frozen copy of the policy; both without dropout (tune/dpo.py).",
-    reference="Rafailov et al. 2023, arXiv 2305.18290, equation 7 with policy = reference",
+    reference=(
+        "NVIDIA/NeMo-Aligner issue 227; eric-mitchell/direct-preference-optimization issue 34; "
+        "huggingface/trl issue 2042"
+    ),
 )
 def dpo_starts_at_ln_2(subject: Subject) -> Measurement:
     """|mean loss - ln 2| + |mean margin| before any step, the policy in training mode as the loop has it.
@@ -111,7 +114,7 @@ def dpo_starts_at_ln_2(subject: Subject) -> Measurement:
     "tune",
     bug="Chosen and rejected are mixed up, or a tie counts as a win.",
     remedy="Rows are interleaved: chosen, rejected (tune/dpo.py); accuracy counts margin > 0.",
-    reference="silent-bugs: post-training",
+    reference="locuslab/open-unlearning issue 30; hiyouga/LlamaFactory issue 6050; huggingface/trl issue 2385",
 )
 def dpo_swapped_pair_flips(subject: Subject) -> Measurement:
     """|margin + margin of swapped pairs| + |loss - loss swapped + margin|, for a policy that is not its reference.
@@ -136,6 +139,7 @@ def dpo_swapped_pair_flips(subject: Subject) -> Measurement:
     "tune",
     bug="Preference pairs are used the wrong way round: the model learns to give the rejected answer.",
     remedy="Follow chosen from formats.to_pair to the even rows of the batch and the sign of the margin.",
+    reference="huggingface/trl issue 2578; eric-mitchell/direct-preference-optimization issue 32",
 )
 def dpo_raises_the_chosen(subject: Subject) -> Measurement:
     """log p(chosen) - log p(rejected) after a small step down the objective's gradient, less that before; must be > 0.
@@ -172,6 +176,7 @@ def dpo_raises_the_chosen(subject: Subject) -> Measurement:
     "tune",
     bug="The reference is the policy itself, or moves with it: the margin stays near 0, the tie to it is gone.",
     remedy="DpoObjective must copy the model and take it out of the graph (tune/dpo.py).",
+    reference="YiyangZhou/POVID issue 11; hiyouga/LlamaFactory issue 6314; huggingface/trl issue 1104",
 )
 def dpo_reference_is_frozen(subject: Subject) -> Measurement:
     """Tensors of the reference that change, in any bit, while the policy takes two real steps; reference parameters
@@ -197,6 +202,7 @@ def dpo_reference_is_frozen(subject: Subject) -> Measurement:
     "tune",
     bug="DPO scores the prompt, or earlier answers: their log-probabilities cancel on paper and add noise in practice.",
     remedy="render_pairs must mask everything before the last answer (tune/dpo.py).",
+    reference="huggingface/trl issues 1541, 1752; YangRui2015/Generalizable-Reward-Model issue 1",
 )
 def pairs_score_the_answer_alone(subject: Subject) -> Measurement:
     """Sides of pairs whose scored targets are not the answer's ids and its end, or whose context is not the prompt."""
@@ -220,7 +226,7 @@ def pairs_score_the_answer_alone(subject: Subject) -> Measurement:
     "tune",
     bug="A short answer's log-probability depends on how long its neighbours in the batch are.",
     remedy="Padding must be unscored and unseen (rows_to_batch in tune/dpo.py).",
-    reference="silent-bugs: post-training",
+    reference="huggingface/transformers issues 35352, 24265; allenai/reward-bench issue 137",
 )
 def padding_changes_no_logprob(subject: Subject) -> Measurement:
     """Largest difference of a row's summed log-probability between the padded batch and alone."""
@@ -254,7 +260,7 @@ def rollout(subject: Subject) -> tuple[Transformer, grpo.GrpoObjective, list[Bat
     "tune",
     bug="Before any step the ratio is not 1, tokens are clipped or KL is not 0: sampler and trainer are two policies.",
     remedy="Same temperature, same weights, no dropout in the policy's forward pass (tune/grpo.py, infer/).",
-    reference="Shao et al. 2024, arXiv 2402.03300; trl issue 5312",
+    reference="huggingface/trl issues 4159, 6789; NovaSky-AI/SkyRL issue 1709",
 )
 def grpo_starts_on_policy(subject: Subject) -> Measurement:
     """Mean |log p sampler - log p trainer| a token + share clipped + KL to the reference, before any step, the policy
@@ -276,7 +282,7 @@ def grpo_starts_on_policy(subject: Subject) -> Measurement:
     "tune",
     bug="The surrogate has a wrong sign, scores prompt tokens, or leaves out the stop token.",
     remedy="At ratio 1 the gradient is -A grad log p over the tokens that the model wrote (tune/grpo.py).",
-    reference="Schulman et al. 2017, arXiv 1707.06347, equations 6 and 7",
+    reference="NVIDIA-NeMo/RL pull 2176; bingreeky/MemGen pull 33; huggingface/trl pull 4970",
 )
 def grpo_gradient_is_the_policys(subject: Subject) -> Measurement:
     """Relative distance between the objective's gradient and that of -sum A log p at temperature 0.7, the scored
@@ -307,7 +313,7 @@ def grpo_gradient_is_the_policys(subject: Subject) -> Measurement:
     "tune",
     bug="Advantages are not centred in their own group, or blow up where a group is of one mind.",
     remedy="(r - mean) / (std + eps) along the group's axis (tune/grpo.py).",
-    reference="Shao et al. 2024, arXiv 2402.03300, section 4.1.2; NeMo-RL issue 4161",
+    reference="NVIDIA-NeMo/RL issue 1518, pulls 4158, 4161",
 )
 def advantages_are_centred(subject: Subject) -> Measurement:
     """Largest of |group mean|, |advantage| of groups of one mind, and |mean square - 1| less 1e-3 of the others.
@@ -334,7 +340,7 @@ def advantages_are_centred(subject: Subject) -> Measurement:
     "tune",
     bug="The reward pays for nothing, for echoing the question, or not for the right answer: training chases it there.",
     remedy="See reward() in tune/rewards.py and score_sum in data/town/arithmetic.py.",
-    reference="silent-bugs: post-training",
+    reference="Liuziyu77/Visual-RFT issues 176, 79; huggingface/cookbook issue 335",
 )
 def rewards_judge_rightly(subject: Subject) -> Measurement:
     """Answers judged wrongly: for each of 100 generated and 3 number problems, the gold answer (must get 1), nothing,

@@ -44,7 +44,7 @@ def widened(config: ModelConfig, times: int) -> dict[str, Any]:
     "train",
     bug="muP's rates reach no optimizer, or embeddings and norms as well: a tuned rate is too high for a wide model.",
     remedy="See the groups in train/optim.py: Adam's rate of hidden matrices times mup_width / d_model.",
-    reference="Yang et al. 2022, arXiv 2203.03466, table 8; Jordan et al. 2024 (Muon needs no share)",
+    reference="EleutherAI/gpt-neox pull 1061; microsoft/mup pull 73; Yang et al. 2022, arXiv 2203.03466, table 8",
 )
 def mup_rates_by_width(subject: Subject) -> Measurement:
     """Largest relative difference between how far a parameter moves in AdamW's first step, and rate * mup_width /
@@ -82,7 +82,7 @@ def mup_rates_by_width(subject: Subject) -> Measurement:
     "train",
     bug="Under muP something still grows with the width: the tuned rate does not carry over.",
     remedy="Matrices' variance, Adam's rate and the logits all go with 1 / width (init.py, optim.py, config.py).",
-    reference="Yang et al. 2022, arXiv 2203.03466, appendix D.1: the coordinate check",
+    reference="EleutherAI/gpt-neox issue 956; microsoft/mup issue 71; NVIDIA/Megatron-LM pull 3058",
 )
 def mup_learns_alike_at_every_width(subject: Subject) -> Measurement:
     """Largest factor by which a size is larger in a model four times as wide: of what each layer's fresh attention and

@@ -28,7 +28,7 @@ def _windowed(subject: Subject) -> ModelConfig:
     "model",
     bug="A window is one token too wide or too narrow: another model than was trained, or than others serve.",
     remedy="A query at p sees keys p - window + 1 to p, itself included (attention_mask in model/attention.py).",
-    reference="Beltagy et al. 2020, arXiv 2004.05150; Mistral, arXiv 2310.06825: the last W tokens",
+    reference="huggingface/transformers issues 39408, 29623; ml-explore/mlx-lm pull 390",
 )
 def window_is_exact(subject: Subject) -> Measurement:
     """Places at which a one-layer model sees, in any bit, a token that it must not, or not one that it must.
@@ -71,7 +71,7 @@ def window_is_exact(subject: Subject) -> Measurement:
     "model",
     bug="The wrong layers are windowed: the model forgets what its global layers should have carried.",
     remedy="Letter l % len(window_pattern) is that of layer l, from the bottom (is_local in model/config.py).",
-    reference="Gemma 2, arXiv 2408.00118; Gemma 3, arXiv 2503.19786: five local layers, then a global one",
+    reference="huggingface/transformers issue 35896; vllm-project/vllm pull 17772; Lightning-AI/litgpt pull 1995",
 )
 def window_pattern_by_layer(subject: Subject) -> Measurement:
     """(layer, place) whose attention moves, in any bit, though it must not, or does not though it must, when what

@@ -1,0 +1,50 @@
+"""What the checks of export stand on; that they catch their bugs is said by test_faults."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from groundup.verify.checks import gguf_export
+from groundup.verify.healthy import GPT2
+from groundup.verify.run import run_checks
+from groundup.verify.subject import Subject
+
+Made = Callable[..., Subject]
+
+
+def test_what_no_class_computes_is_skipped_with_the_fields(subject: Made) -> None:
+    """Bug: an architecture of one's own fails for being one's own."""
+    for name in ("exported-logits-equal-ours", "exported-model-stops", "gguf-holds-the-weights"):
+        found = run_checks(subject(model={"position": "sinusoidal"}), only=[name])[0]
+        assert found.skipped is not None and "position is sinusoidal" in found.skipped
+
+
+def test_a_missing_extra_is_named(subject: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a check that breaks off where transformers or gguf is not installed."""
+    for package, name in (("transformers", "exported-logits-equal-ours"), ("gguf", "gguf-holds-the-weights")):
+        monkeypatch.setitem(sys.modules, package, None)
+        found = run_checks(subject(), only=[name])[0]
+        assert found.skipped is not None and package in found.skipped
+    found = run_checks(subject(), only=["export-import-is-exact", "exported-model-stops", "safetensors-are-as-asked"])
+    assert all(one.passed for one in found)  # these need neither
+
+
+def test_nothing_is_said_while_transformers_opens(subject: Made, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bug: bars and warnings of another library in the middle of the table."""
+    pytest.importorskip("transformers")
+    names = ["exported-logits-equal-ours", "exported-tokenizer-is-ours", "gguf-logits-equal-ours"]
+    assert all(r.passed for r in run_checks(subject(model=GPT2), only=names))
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_where_none_may_be_is_infinite() -> None:
+    """Bug: 0 / 0 is no number, and anything over 0 is one that a mean would hide."""
+    weights = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    assert gguf_export._steps_off(weights, weights, "F32") == 0
+    assert gguf_export._steps_off(weights, np.nextafter(weights, 2, dtype=np.float32), "F32") == np.inf
+    assert gguf_export._steps_off(weights, weights.astype(np.float16).astype(np.float32), "F16") <= 1
+    assert gguf_export._steps_off(weights, weights * (1 + 2.0**-9), "F16") > 1
