@@ -17,6 +17,7 @@ from groundup.verify import folders
 from groundup.verify.adapter import Adapter
 from groundup.verify.check import REGISTRY, NotApplicable
 from groundup.verify.faults import checkpoint as planted
+from groundup.verify.faults import checkpoint_files
 from groundup.verify.faults.any_tokenizer import END, backend
 from groundup.verify.faults.checkpoint import FAMILIES, checkpoint, config, json_of, weights
 from groundup.verify.folders import Checkpoint
@@ -157,7 +158,7 @@ def test_eos_that_is_stated_nowhere_stops_nothing() -> None:
 def test_stored_weights_alone_would_hide_a_bug_of_the_import() -> None:
     """At a random model's first weights attention is nearly uniform: another base moves no logit past rounding. The
     redrawn weights show it."""
-    with planted._importing(rope_base=10100.0):
+    with checkpoint_files._importing(rope_base=10100.0):
         found = looked(checkpoint("qwen2"), ["import-equals-transformers"])["import-equals-transformers"]
     stored, redrawn = (float(part.split()[-1]) for part in found.note.removesuffix(" times the rounding").split(", "))
     assert found.failed and stored < 1 < redrawn

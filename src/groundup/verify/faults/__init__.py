@@ -2,12 +2,15 @@
 
 # ruff: noqa: F401
 import groundup.verify.faults.any_model
+import groundup.verify.faults.any_model_parts
+import groundup.verify.faults.any_template
 import groundup.verify.faults.any_tokenizer
 import groundup.verify.faults.asked
 import groundup.verify.faults.attention
 import groundup.verify.faults.block
 import groundup.verify.faults.chat
 import groundup.verify.faults.checkpoint
+import groundup.verify.faults.checkpoint_files
 import groundup.verify.faults.data
 import groundup.verify.faults.dataset
 import groundup.verify.faults.evaluate
