@@ -61,6 +61,14 @@ def test_what_cannot_be_planted_here_is_said(monkeypatch: pytest.MonkeyPatch) ->
     assert found.skipped == "needs transformers" and not found.caught
 
 
+def test_processes_find_what_one_finds() -> None:
+    """Bugs planted in a process of their own must be caught there, and come back in order."""
+    alone, both = (selftest.self_test(sample=150, jobs=jobs) for jobs in (1, 2))
+    assert alone["planted"] == both["planted"] > 2 and alone["caught"] == both["caught"] == alone["planted"]
+    assert [f["id"] for f in alone["faults"]] == [f["id"] for f in both["faults"]]
+    assert [c["name"] for c in alone["configurations"]] == [c["name"] for c in both["configurations"]]
+
+
 def test_enough_is_planted_and_enough_is_healthy() -> None:
     """The numbers that the docs promise."""
     assert len(FAULTS) >= 120 and len(selftest.healthy.HEALTHY) >= 40

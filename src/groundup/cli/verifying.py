@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,7 @@ def verify(
     self_test: Annotated[bool, typer.Option("--self-test", help="plant every bug, run every healthy kind")] = False,
     sample: Annotated[int, typer.Option(min=1, help="--self-test: every n-th bug and configuration alone")] = 1,
     seeds: Annotated[int, typer.Option(min=0, help="--self-test: further seeds of the base configuration")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="--self-test: processes")] = os.cpu_count() or 1,
     overrides: SetOpt = None,
     runs: RunsOpt = RUNS,
     as_json: JsonOpt = False,
@@ -52,7 +54,7 @@ def verify(
         return
     reporter = Reporter(quiet=as_json)
     if self_test:
-        _self_test(sample, seeds, reporter, as_json)
+        _self_test(sample, seeds, jobs, reporter, as_json)
         return
     if target is None:
         raise UserError(f"verify: what? Give a TARGET ({HELP}), --list, --explain ID or --self-test")
@@ -138,14 +140,14 @@ def _explain(id: str, as_json: bool) -> None:
     print_json(as_dict(one)) if as_json else typer.echo(as_text(one))
 
 
-def _self_test(sample: int, seeds: int, reporter: Reporter, as_json: bool) -> None:
+def _self_test(sample: int, seeds: int, jobs: int, reporter: Reporter, as_json: bool) -> None:
     from rich.console import Console
 
     from groundup.verify import selftest
 
     with reporter.bar("self-test", None, unit="done") as bar:
         found = selftest.self_test(
-            sample, seeds, on_done=lambda done, total, what: bar.update(done, f"of {total}: {what}")
+            sample, seeds, jobs, on_done=lambda done, total, what: bar.update(done, f"of {total}: {what}")
         )
     if as_json:
         print_json(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,46 +72,55 @@ def examine(name: str, seed: int = 0, only: Iterable[str] | None = None) -> Soun
     return Sound(name, seed, looked, alarms, round(time.perf_counter() - begun, 2))
 
 
-def self_test(sample: int = 1, seeds: int = 0, on_done: OnDone | None = None) -> dict[str, Any]:
+def self_test(sample: int = 1, seeds: int = 0, jobs: int = 1, on_done: OnDone | None = None) -> dict[str, Any]:
     """Every `sample`-th planted bug, every `sample`-th healthy configuration, and `seeds` seeds of the base.
 
+    jobs: processes; each plants its bugs in a memory of its own.
     {"planted", "caught", "faults": [...], "healthy", "false_alarms", "configurations": [...], "seeds",
     "seed_false_alarms", "runs": [...], "skipped": [...], "seconds"}.
     """
     begun = time.perf_counter()
-    chosen, names = list(FAULTS.values())[::sample], list(healthy.HEALTHY)[::sample]
-    total, done = len(chosen) + len(names) + seeds, 0
-
-    def tell(what: str) -> None:
-        nonlocal done
-        done += 1
+    work: list[tuple[str, str, int]] = [("fault", id, 0) for id in list(FAULTS)[::sample]]
+    work += [("healthy", name, 0) for name in list(healthy.HEALTHY)[::sample]]
+    work += [("seed", "base", seed) for seed in range(1, seeds + 1)]
+    done: list[Planted | Sound] = []
+    for n, one in enumerate(_all(work, jobs), 1):
+        done.append(one)
         if on_done is not None:
-            on_done(done, total, what)
-
-    planted, sound, runs = [], [], []
-    for fault in chosen:
-        planted.append(plant(fault))
-        tell(fault.id)
-    for name in names:
-        sound.append(examine(name))
-        tell(name)
-    for seed in range(1, seeds + 1):
-        runs.append(examine("base", seed))
-        tell(f"seed {seed}")
-    looked = [p for p in planted if p.skipped is None]
+            kind, name, seed = work[n - 1]
+            on_done(n, len(work), f"seed {seed}" if kind == "seed" else name)
+    planted = [one for one in done if isinstance(one, Planted)]
+    sound = [one for one in done if isinstance(one, Sound)]
+    looked = [one for one in planted if one.skipped is None]
+    configurations, runs = [s for s in sound if not s.seed], [s for s in sound if s.seed]
     return {
         "planted": len(looked),
         "caught": sum(p.caught for p in looked),
-        "healthy": len(sound),
-        "false_alarms": sum(len(s.alarms) for s in sound),
+        "healthy": len(configurations),
+        "false_alarms": sum(len(s.alarms) for s in configurations),
         "seeds": len(runs),
         "seed_false_alarms": sum(len(s.alarms) for s in runs),
         "seconds": round(time.perf_counter() - begun, 1),
         "faults": [asdict(p) for p in looked],
-        "configurations": [asdict(s) for s in sound],
+        "configurations": [asdict(s) for s in configurations],
         "runs": [asdict(s) for s in runs],
         "skipped": [{"id": p.id, "reason": p.skipped} for p in planted if p.skipped is not None],
     }
+
+
+def _all(work: list[tuple[str, str, int]], jobs: int) -> Iterator[Planted | Sound]:
+    """The results in the order of the work, as they come."""
+    if jobs == 1:
+        yield from map(_one, work)
+        return
+    # Fresh interpreters: torch's threads do not outlive a fork.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_one, work, chunksize=4)
+
+
+def _one(work: tuple[str, str, int]) -> Planted | Sound:
+    kind, name, seed = work
+    return plant(FAULTS[name]) if kind == "fault" else examine(name, seed)
 
 
 def passed(found: dict[str, Any]) -> bool:
