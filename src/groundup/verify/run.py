@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import traceback
 import zlib
@@ -146,12 +147,18 @@ def _run(one: Check, target: Target) -> Result:
         bound,
         direction,
         one.bug,
-        one.remedy,
+        _remedy(one, target),
         one.reference,
         note,
         round(time.perf_counter() - begun, 3),
         skipped,
     )
+
+
+def _remedy(one: Check, target: Target) -> str:
+    """Where to look; said of groundup's own files, which somebody else's model does not have."""
+    ours = target.kind in ("model", "checkpoint", "tokenizer") and re.search(r"\b\w+/\w+\.py", one.remedy)
+    return f"{one.remedy} (The files named are groundup's: look at what does this in yours.)" if ours else one.remedy
 
 
 def _measured(one: Check, target: Target) -> Measurement:
