@@ -22,7 +22,7 @@ SOUND: dict[str, Callable[..., Running]] = {
     "first step": partial(trained.pretraining, look=0),
     "in the middle": partial(trained.pretraining, look=1),
     "last step": trained.pretraining,
-    "long enough for unigrams": partial(trained.pretraining, steps=90, batch=16),
+    "long enough for unigrams": partial(trained.pretraining, steps=110, batch=16),
     "dpo": trained.preferring,
     "grpo": trained.sampling,
 }
@@ -94,8 +94,8 @@ def sheet(scored: float, step: int = 1) -> Vitals:
 def test_a_failing_look_stops_the_run_and_is_kept(tmp_path: Path) -> None:
     """A check that only writes a line is read when the money is spent."""
     said: list[str] = []
-    with pytest.raises(CheckFailed, match=r"live-tokens-are-scored.*Measured 0\.001") as stopped:
-        Watch(tmp_path, [], said.append)(sheet(0.001))
+    with pytest.raises(CheckFailed, match=r"live-tokens-are-scored.*Measured 0\.0001") as stopped:
+        Watch(tmp_path, [], said.append)(sheet(0.0001))
     assert "--allow" in str(stopped.value) and "sft, step 1" in str(stopped.value) and said == []
     looks: dict[str, Any] = json.loads((tmp_path / "live.json").read_text())["looks"]
     assert looks["1"]["failed"] >= 1
@@ -105,7 +105,7 @@ def test_what_is_allowed_is_warned_of(tmp_path: Path) -> None:
     """--allow of one check must not let the others through."""
     said: list[str] = []
     watch = Watch(tmp_path, ["live-tokens-are-scored", "live-updates-are-felt"], said.append)
-    watch(sheet(0.001))
+    watch(sheet(0.0001))
     watch(sheet(0.2, step=5))
     assert len([line for line in said if "live-tokens-are-scored" in line]) == 1
     assert list(json.loads((tmp_path / "live.json").read_text())["looks"]) == ["1", "5"]

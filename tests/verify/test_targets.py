@@ -124,7 +124,7 @@ def test_pytest_makes_an_item_of_each_check(module_here: Path) -> None:
     """A plugin that collects nothing passes; one that swallows a failure too."""
 
     def run(target: str, *more: str) -> subprocess.CompletedProcess[str]:
-        given = [sys.executable, "-m", "pytest", "-p", "groundup.verify.plugin", "-v", "-p", "no:cacheprovider", *more]
+        given = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *more]
         return subprocess.run([*given, "--groundup-verify", target], capture_output=True, text=True, timeout=300)
 
     sound, leaky = run("bag:sound"), run("bag:leaky")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +60,8 @@ def verify(
         return
     if target is None:
         raise UserError(f"verify: what? Give a TARGET ({HELP}), --list, --explain ID or --self-test")
-    found, recipe, base = _open(target, runs, overrides)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what a factory or a model prints is no JSON
+        found, recipe, base = _open(target, runs, overrides)
     _verify(found, recipe, base, only, family, stage, junit, reporter, as_json)
 
 
@@ -101,7 +104,8 @@ def _verify(
     chosen = applicable(target, only, family, stage)
     if not chosen and recipe is None:
         raise UserError(f"verify: none of the checks asked for looks at a {target.kind}; see groundup verify --list")
-    with reporter.bar("verify", len(chosen), unit="checks") as bar:
+    quiet = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with quiet, reporter.bar("verify", len(chosen), unit="checks") as bar:
         results = run_checks(
             target, only, family, stage, on_check=lambda done, total, result: bar.update(done, result.id)
         )
@@ -109,13 +113,18 @@ def _verify(
         results += check_sources(recipe, base, only, family, stage)
     found = report(results)
     if junit is not None:
-        write_junit(junit, found)
+        try:
+            write_junit(junit, found)
+        except OSError as error:
+            raise UserError(f"--junit {junit}: cannot be written ({error.strerror or error})") from error
     print_json(found) if as_json else show(found)
     allowed = set(recipe.verify.allow) if recipe is not None else set()
     failed = [c["id"] for c in found["checks"] if not c["passed"]]
     through = [id for id in failed if id in allowed]
     if through and not as_json:
         typer.echo(f"let through by verify.allow: {', '.join(dict.fromkeys(through))}")
+    if not found["checks"]:
+        raise CheckFailed("nothing was looked at: every check asked for was skipped (the reasons are above)")
     if len(through) < len(failed):
         raise CheckFailed(f"{len(failed) - len(through)} of {len(found['checks'])} checks failed")
 

@@ -223,7 +223,14 @@ def _run(
     from groundup.verify.watch import Watch
 
     plan = ctx.folder("plan") / "plan.json"  # --only runs a stage without it
-    known = {"config": model.config, "precision": section.precision, **(facts or {})}
+    known = {
+        "config": model.config,
+        "precision": section.precision,
+        "peak_rate": float(section.learning_rate),
+        "context": model.config.context,
+        "beta": getattr(section, "beta", None),
+        **(facts or {}),
+    }
     peak = read_json(plan)["peak_flops"] if plan.exists() else None
     job = Job(
         name=stage,

@@ -116,7 +116,9 @@ class Adapter:
         """
         own = [m for m in self.module.modules() if any(True for _ in m.parameters(recurse=False))]
         widths = [n for p in self.module.parameters() for n in p.shape if n != self.ids]
-        eps = max(torch.finfo(p.dtype).eps for p in self.module.parameters() if p.is_floating_point())
+        # Logits are compared in fp32 (`checked`), whatever the weights are in.
+        types = {torch.float32, *(p.dtype for p in self.module.parameters() if p.is_floating_point())}
+        eps = max(torch.finfo(dtype).eps for dtype in types)
         return float(eps * 2 * (len(own) + 1) * max(self.context, *widths) ** 0.5 * scale)
 
     @contextmanager

@@ -25,6 +25,10 @@ def open_target(given: str) -> Target | None:
     Errors: UserError for a factory that cannot be imported or gives something else, a folder that cannot be read.
     """
     path = Path(given)
+    if not path.name:
+        raise UserError(
+            f'verify: "{given}" names nothing to look at; give a recipe, a run, a folder, a file or a factory'
+        )
     if _FACTORY.match(given) and not path.exists():
         return from_factory(given)
     from groundup.verify import folders
@@ -60,7 +64,7 @@ def from_factory(given: str) -> Target:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: people's own files lie where they stand
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"{given}: {module_name} cannot be imported ({type(error).__name__}: {error}); it is looked for here "
             f"({Path.cwd()}) and among the installed packages"
@@ -70,7 +74,7 @@ def from_factory(given: str) -> Target:
     made = getattr(module, name)
     try:
         made = made() if callable(made) and not hasattr(made, "parameters") else made
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{given}: {name}() broke off ({type(error).__name__}: {error})") from error
     return as_target(made, given)
 

@@ -108,7 +108,8 @@ def run_checks(
     results = {}
     with torch.random.fork_rng(devices=[]), _one_thread(), draw.shift(seed):
         for done, one in enumerate(sorted(chosen, key=lambda c: cost(c.id)), 1):
-            torch.manual_seed(draw.shifted(zlib.crc32(one.id.encode())))
+            # The CPU's alone: torch.manual_seed would move the generators of a GPU that is training.
+            torch.random.default_generator.manual_seed(draw.shifted(zlib.crc32(one.id.encode())))
             results[one.id] = _run(one, target)
             if on_check is not None:
                 on_check(done, len(chosen), results[one.id])
@@ -135,7 +136,7 @@ def _run(one: Check, target: Target) -> Result:
         measured, bound = _plain(measurement.value), _plain(measurement.bound)
     except NotApplicable as reason:
         skipped = note = str(reason)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a model that exits has not passed
         where = traceback.extract_tb(error.__traceback__)[-1]
         note = f"{type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})"
     return Result(

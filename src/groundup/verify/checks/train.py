@@ -151,7 +151,7 @@ def overfit_one_batch(subject: Subject) -> Measurement:
     takes, 240 at most.
 
     Below ln 2 every target has more than half of the probability: the model recites the batch. It has 200 times
-    more parameters than there are tokens, and no two rows begin alike. Where logits are capped at c,
+    more parameters than there are tokens, and no two places have read the same. Where logits are capped at c,
     the least loss there is, ln(1 + (V - 1) e^(-2c)), comes on top. They are not scaled, which would only take longer.
     Looked at every 5 steps from the 40th on: at this rate a token is now and then sent to an expert that has not seen
     it, and is learned anew.
@@ -159,7 +159,10 @@ def overfit_one_batch(subject: Subject) -> Measurement:
     scale = subject.micro.logit_scale / subject.micro.output_scale
     model = subject.build_model(awake=False, dropout=0.0, logit_scale=scale)
     tokens = rig.random_tokens(subject, 4, 17, seed=34)
-    tokens[:, 0] = torch.arange(4)  # two rows that begin alike and go on otherwise could not be told apart: ln 2
+    # What cannot be told apart has a loss of ln 2: two rows that begin alike and go on otherwise; a first token that
+    # comes twice (attention over equal values is that value, wherever they stand).
+    tokens[:, 0] = torch.arange(4)
+    tokens[:, 1] = 4 + tokens[:, 1] % (subject.micro.vocab_size - 4)
     rows = torch.arange(16).expand(4, -1)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(4, 16, dtype=torch.int32), rows)
     changes: dict[str, Any] = {
