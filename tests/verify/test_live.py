@@ -12,8 +12,12 @@ import pytest
 
 from groundup.errors import CheckFailed
 from groundup.plan.laws import BESIROGLU
+from groundup.train import loop
+from groundup.train.loop import Job
+from groundup.train.optim import Optimizers
 from groundup.train.vitals import Vitals
-from groundup.verify import trained
+from groundup.verify import rig, trained
+from groundup.verify.fault import swapped
 from groundup.verify.healthy import HEALTHY, subject
 from groundup.verify.run import run_checks
 from groundup.verify.watch import Running, Watch
@@ -111,3 +115,36 @@ def test_what_is_allowed_is_warned_of(tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "live.json").read_text())["looks"]) == ["1", "5"]
     watch(sheet(0.5))  # a run that begins anew forgets the looks of the one before
     assert list(json.loads((tmp_path / "live.json").read_text())["looks"]) == ["1"]
+
+
+def test_what_stopped_a_run_stops_it_again_until_it_is_allowed(tmp_path: Path) -> None:
+    """The step is saved before the run stops: going on from there would pass the bug by without another look."""
+    with pytest.raises(CheckFailed):
+        Watch(tmp_path, [], print, "k")(sheet(0.0001, step=5))
+    with pytest.raises(CheckFailed, match="sft, step 5"):
+        Watch(tmp_path, [], print, "k").resume("sft")
+    said: list[str] = []
+    Watch(tmp_path, ["live-tokens-are-scored"], said.append, "k").resume("sft")
+    assert len(said) == 1
+    Watch(tmp_path, [], print, "another recipe").resume("sft")
+
+
+def test_the_step_that_stops_a_run_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours since the last checkpoint, lost to a check that one then allows."""
+    saved: list[int] = []
+    right = loop._save
+
+    def save(job: Job, optimizers: Optimizers, done: int, meter: loop.Meter) -> None:
+        saved.append(done)
+        right(job, optimizers, done, meter)
+
+    monkeypatch.setattr(loop, "_save", save)
+    one = subject()
+    model = one.build_model(awake=False)
+    with one.scratch() as folder:
+        watch = Watch(folder, [], print)
+        job = rig.make_job(one, model, rig.Varying(one), one.section(validate_every=4), folder, watch=watch)
+        job.facts = {"config": model.config}
+        with swapped(Optimizers, step=lambda self, share: None), pytest.raises(CheckFailed):
+            loop.train(job)
+    assert saved == [4]  # the second look: nothing had moved

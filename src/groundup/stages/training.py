@@ -223,6 +223,9 @@ def _run(
     from groundup.verify.watch import Watch
 
     plan = ctx.folder("plan") / "plan.json"  # --only runs a stage without it
+    watch = Watch(ctx.folder(stage), ctx.recipe.verify.allow, ctx.warn, key) if ctx.recipe.verify.live else None
+    if watch is not None:
+        watch.resume(stage)
     known = {
         "config": model.config,
         "precision": section.precision,
@@ -249,7 +252,7 @@ def _run(
         sample=sample,
         on_warning=ctx.warn,
         describe=describe,
-        watch=Watch(ctx.folder(stage), ctx.recipe.verify.allow, ctx.warn) if ctx.recipe.verify.live else None,
+        watch=watch,
         facts=known,
     )
     metrics = train(job)

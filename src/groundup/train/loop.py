@@ -95,7 +95,11 @@ def train(job: Job) -> dict[str, Any]:
             if vitals is not None and job.watch is not None:
                 log.append({"step": done, **vitals.numbers()})
                 meter.looks.append({"step": done, **_finite({**row, **meter.validation})})
-                job.watch(vitals)
+                try:
+                    job.watch(vitals)
+                except Exception:
+                    _save(job, optimizers, done, meter)  # nothing is lost; whoever watches remembers why
+                    raise
             sample_every = getattr(section, "sample_every", None)
             if job.sample and sample_every and (done % sample_every == 0 or done == steps):
                 _quietly(job, lambda done=done: job.sample(done))  # type: ignore[misc]

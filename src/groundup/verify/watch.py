@@ -31,17 +31,28 @@ class Running:
 class Watch:
     """Give it to the loop as `Job.watch`. folder: of the stage; its live.json holds every look, by step.
 
-    allow: ids that may fail; they are warned of, and stand in live.json for the card to tell.
+    allow: ids that may fail; they are warned of, and stand in live.json for the card to tell.  key: of the stage; looks
+    at a run with another one are forgotten.
     """
 
-    def __init__(self, folder: Path, allow: Collection[str], warn: Callable[[str], None]) -> None:
-        self.path, self.allow, self.warn = folder / FILE, set(allow), warn
+    def __init__(self, folder: Path, allow: Collection[str], warn: Callable[[str], None], key: str = "") -> None:
+        self.path, self.allow, self.warn, self.key = folder / FILE, set(allow), warn, key
 
     def __call__(self, vitals: Vitals) -> None:
         found = report(run_checks(Running(vitals), stages=["live"]))
-        looks = read_json(self.path)["looks"] if self.path.exists() and vitals.step > 1 else {}
-        write_json(self.path, {"looks": {**looks, str(vitals.step): {**found, "numbers": vitals.numbers()}}})
+        looks = self._looks() if vitals.step > 1 else {}
+        looks[str(vitals.step)] = {**found, "numbers": vitals.numbers()}
+        write_json(self.path, {"key": self.key, "looks": looks})
         judge(found, self.allow, f"{vitals.stage}, step {vitals.step}", self.warn)
+
+    def resume(self, stage: str) -> None:
+        """Before a stage goes on: what stopped it stops it again, unless it is allowed now. Errors: CheckFailed."""
+        for step, found in list(self._looks().items())[-1:]:
+            judge(found, self.allow, f"{stage}, step {step}", self.warn)
+
+    def _looks(self) -> dict[str, Any]:
+        found = read_json(self.path) if self.path.exists() else {}
+        return dict(found["looks"]) if found.get("key") == self.key else {}
 
 
 def judge(found: dict[str, Any], allow: Collection[str], where: str, warn: Callable[[str], None]) -> list[str]:
