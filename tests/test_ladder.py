@@ -249,7 +249,7 @@ BAD = {
     "hold-out": (("--sizes", SIZES, "--hold-out", "3x48x3"), "--hold-out 3x48x3 is not among the sizes: 1x16x2"),
     "no steps": (("--sizes", SIZES, "--tokens-per-parameter", "0.1"), "steps: give it more tokens"),
     "ratio": (("--sizes", SIZES, "--tokens-per-parameter", "20,-1,x"), '"-1" is not a number above 0'),
-    "budget": (("--sizes", SIZES, "--isoflop", "lots"), '"lots" is not a number above 0: write 1e13'),
+    "budget": (("--sizes", SIZES, "--isoflop", "lots"), '"lots" is not a number above 0, up to 1e+32: write 1e13'),
     "rule": (
         ("--sizes", SIZES, "--rule", "olmo-lader"),
         'no rule "olmo-lader" for a ladder (did you mean "olmo-ladder"?)',

@@ -103,8 +103,9 @@ def _write(chosen: Design, out: Path) -> None:
     try:
         atomic_write(out, recipe_text(chosen, command))
         atomic_write(out.with_suffix(".md"), markdown(chosen, command))
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}: choose another place") from error
+    except (OSError, UserError) as error:
+        said = f"{error.strerror}: choose another place" if isinstance(error, OSError) else str(error)
+        raise UserError(f"--out {out}: {said}") from error
 
 
 def _show(chosen: Design) -> None:

@@ -74,8 +74,10 @@ def plan(
         try:
             written = [*write_document(whole, out), out / "plan.json"]
             write_json(out / "plan.json", plain(whole))
-        except OSError as error:
-            raise UserError(f"--out {out}: {error.strerror}: choose another place") from error
+        except (OSError, UserError) as error:
+            raise UserError(
+                f"--out {out}: {getattr(error, 'strerror', None) or error}: choose another place"
+            ) from error
     if as_json:
         print_json(whole)
         return
