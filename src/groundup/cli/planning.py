@@ -135,7 +135,9 @@ def _here(
         given = load_recipe(recipe, overrides)
         steps = _steps_for(tokens, given, this_host(given.device))
     ctx = Pipeline.open(recipe, RUNS, [*overrides, *steps], Reporter(quiet=quiet)).ctx
-    _need_files(ctx.recipe, ctx.base)
+    from groundup.stages.preflight import need_files
+
+    need_files(ctx.recipe, ctx.base)
     if ctx.recipe.base is not None:
         found = prepare.planned(ctx.recipe, ctx.host, ctx.notes)
     else:
@@ -238,20 +240,3 @@ def _wrong_recipe(path: str, overrides: list[str], alone: bool) -> list[str]:
     if recipe.model.n_layers != "auto" and recipe.model.n_layers > MOST_LAYERS:
         wrong.append(f"model.n_layers: {recipe.model.n_layers:,} is more than the {MOST_LAYERS:,} that can be planned")
     return wrong
-
-
-def _need_files(recipe: Recipe, base: Path) -> None:
-    """Every file that the recipe names and that is not there, in one message. Nothing is read: that takes minutes."""
-    from groundup.data import files
-    from groundup.errors import problems
-
-    missing = []
-    for stage, endings in (("data", files.TEXT), ("sft", files.ROWS), ("dpo", files.ROWS), ("grpo", files.ROWS)):
-        section = getattr(recipe, stage)
-        for source in section.sources if section is not None else []:
-            if source.path is not None:
-                missing += [f"{stage}: {complaint}" for complaint in files.find(source.path, base, endings)[1]]
-    for task in recipe.evaluate.tasks:
-        if not isinstance(task, str):
-            missing += [f"evaluate, {task.name}: {c}" for c in files.find(task.path, base, (".jsonl",))[1]]
-    problems("plan", missing)
