@@ -2,7 +2,7 @@
 
     python bench/plan_time.py runs/town              # what `plan` predicts now, beside that run's recorded seconds
     python bench/plan_time.py runs/town --measure    # by real steps (compiled, where the recipe says so) too
-    python bench/plan_time.py town --calibrate       # stages/timing.py's constants: compiled to eager, step to parts
+    python bench/plan_time.py town --calibrate       # stages/timing.py's SEAMS: a step beside its parts
 
 A run's folder, or a recipe (then there is no record to compare with). Needs a quiet machine, the one of the run.
 """
@@ -23,7 +23,7 @@ from groundup.recipe.schema import Recipe
 from groundup.record.files import read_json
 from groundup.stages import timing
 from groundup.stages.base import use_threads
-from groundup.train.precision import compile_blocks
+from groundup.stages.steps import Steps
 
 
 def opened(what: str) -> tuple[Recipe, dict[str, Any]]:
@@ -57,27 +57,28 @@ def compare(recipe: Recipe, record: dict[str, Any], measure: bool) -> None:
 
 
 def calibrate(recipe: Recipe, rounds: int) -> None:
-    """COMPILED and SEAMS, eager and compiled taking turns, so that a neighbour hits both."""
-    config, device = model_config(recipe), this_host(recipe.device).device
-    for precision in ("bf16", "fp32"):
-        eager = recipe.pretrain.model_copy(update={"precision": precision, "compile": False})
-        plain, fused = timing.Parts(config, eager, device), timing.Parts(config, eager, device)
+    """SEAMS: a real step beside the sum of its parts, taking turns, so that a neighbour hits both."""
+    config, section, device = model_config(recipe), recipe.pretrain, this_host(recipe.device).device
+    parts, steps = timing.Parts(config, section, device), Steps(config, section, device)
+    if section.compile:
+        parts.compile()
+    ratios = []
+    for _ in range(rounds):
+        real = min(timed_steps(steps, 6))
+        added = parts.step() / timing.SEAMS
+        ratios.append(real / added)
+        print(f"{1000 * real:.1f} ms a step, its parts {1000 * added:.1f} ms, ratio {ratios[-1]:.3f}", flush=True)
+    print(f"{recipe.name}: median ratio {statistics.median(ratios):.3f} of {rounds} (SEAMS is {timing.SEAMS})")
+
+
+def timed_steps(steps: Steps, often: int) -> list[float]:
+    steps()
+    times = []
+    for _ in range(often):
         began = time.perf_counter()
-        compile_blocks(fused.model)
-        rows, name = min(int(eager.micro_batch_size), int(eager.batch_size)), next(iter(plain.kinds))
-        fused.block(name, rows)
-        compiling = time.perf_counter() - began
-        pairs = [(plain.block(name, rows), fused.block(name, rows)) for _ in range(rounds)]
-        step = [
-            (timing._real_step(config, eager, device, 3.0), plain.step() / timing.SEAMS)
-            for _ in range(max(1, rounds // 2))
-        ]
-        print(
-            f"{recipe.name}, {precision}: block eager {1e3 * statistics.median(a for a, _ in pairs):.1f} ms, compiled "
-            f"/ eager {statistics.median(b / a for a, b in pairs):.3f} (COMPILED is {timing.COMPILED[precision]}); "
-            f"step / its parts {statistics.median(a / b for a, b in step):.3f} (SEAMS is {timing.SEAMS}); "
-            f"compiling {compiling:.1f} s (COMPILE_SECONDS is {timing.COMPILE_SECONDS}, with nothing cached)"
-        )
+        steps()
+        times.append(time.perf_counter() - began)
+    return times
 
 
 def main() -> None:

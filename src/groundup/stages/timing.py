@@ -2,7 +2,8 @@
 
 FLOPs alone do not say it: on a small model norms, rotations, the loss and the optimizer take more than half of a step.
 So one block of each kind, the ends of the model (embedding, last norm, head, loss) and the optimizer's update are timed
-by themselves, at the recipe's own shapes, and added up; validations, samples and checkpoints come on top.
+by themselves, at the recipe's own shapes, and added up; validations, samples and checkpoints come on top. Blocks that
+the run compiles are compiled here: nothing is lost, as the run finds them in the compiler's cache.
 """
 
 from __future__ import annotations
@@ -26,21 +27,20 @@ from groundup.plan.host import Host, copy_rate
 from groundup.plan.memory import Step, layer_parameters, training
 from groundup.plan.resolve import Resolved, model_config
 from groundup.recipe.schema import PretrainSection, Recipe
+from groundup.stages.base import use_threads
 from groundup.stages.steps import Steps, example, part_of
 from groundup.stages.training import VALIDATION_BYTES
 from groundup.train import loop
 from groundup.train.objective import language_modelling
 from groundup.train.optim import Optimizers
-from groundup.train.precision import autocast
+from groundup.train.precision import autocast, compile_blocks
 
 MOST_PARAMETERS = 300_000_000  # of what is built to be timed
 WHOLE = 50_000_000  # models up to this size are built whole, so that the optimizer is timed as it is
-PATIENCE = 0.5  # seconds for one part, its warm-up besides
-# What is left of a block's eager time once it is compiled: medians over the blocks of town and wikipedia, on two cores
-# with AVX512-BF16 (bench/plan_time.py --calibrate). Matmuls and attention stay, what lies between them is fused.
-COMPILED = {"bf16": 0.80, "fp32": 0.90}
-COMPILE_SECONDS = 25.0  # the first kind of block on a CPU, nothing cached; each other kind about half of it
-SEAMS = 1.05  # a real step beside its parts: memory that the parts find warm is cold in between. Same bench
+PATIENCE = 0.5  # seconds for one part in one round, its warm-up besides
+ROUNDS = 3  # over the parts: a neighbour's busy second then hits one round of a part, not the part
+LONG = 4.0  # seconds: a micro-batch that keeps a block busy for longer is timed with fewer rows
+SEAMS = 1.05  # a real step beside its parts: memory that the parts find warm is cold in between (bench/plan_time.py)
 SAMPLED = 64  # tokens of a sample (stages/training.py)
 DISK = 200e6  # bytes/s of a checkpoint: written, synced and hashed
 
@@ -100,16 +100,19 @@ def pretraining(recipe: Recipe, host: Host, measure: bool = False) -> Timing | N
     if block + ends > MOST_PARAMETERS or 16 * (block + ends) > host.memory / 4:
         return None
     before = torch.get_rng_state()
+    use_threads(recipe)
     try:
         made = Parts(config, section, host.device)
+        compiling = made.compile() if section.compile else 0.0
         if measure and count(config)["total"] <= MOST_PARAMETERS:
             step, method = _real_step(config, section, host.device), "real steps"
         else:
             step, method = made.step(), "parts of a step, added up"
         other = _besides(config, recipe, host, made.forward())
     finally:
+        torch.compiler.reset()  # the run compiles for itself: its graphs do not depend on having been timed
         torch.set_rng_state(before)
-    parts = {"steps": step * int(section.steps), **other}
+    parts = {"steps": step * int(section.steps), "compile": compiling, **other}
     return Timing(step, parts, method)
 
 
@@ -129,36 +132,58 @@ class Parts:
         self.place = {name: self.layers.index(layer) for name, layer in first.items()}  # of a kind's block below
         self.model = part_of(config, self.layers, device)
         self.blocks = self.model.blocks
+        self.rows = min(int(section.micro_batch_size), int(section.batch_size))  # of a micro-batch
+        self.few = {name: self.fitting(name) for name in self.kinds}  # of which so many are timed
 
     def step(self) -> float:
-        """Seconds of one optimizer step, as compiled as the recipe asks."""
-        section = self.section
-        rows = min(int(section.micro_batch_size), int(section.batch_size))
-        factor = COMPILED.get(str(section.precision), 1.0) if section.compile else 1.0
-        inside = sum(times * self.block(name, rows) for name, times in self.kinds.items())
-        return SEAMS * (int(section.batch_size) / rows * (factor * inside + self.ends(rows)) + self.update())
+        """Seconds of one optimizer step, its blocks as they are: eager, or compiled by `compile`."""
+        parts: dict[Any, list[float]] = {}
+        for _ in range(ROUNDS):
+            for name in self.kinds:
+                parts.setdefault(name, []).append(self.block(name))
+            parts.setdefault("ends", []).append(self.ends())
+            parts.setdefault("update", []).append(self.update())
+        best = {name: min(times) for name, times in parts.items()}
+        inside = sum(times * best[name] for name, times in self.kinds.items())
+        micro_batches = int(self.section.batch_size) / self.rows
+        return SEAMS * (micro_batches * (inside + best["ends"]) + best["update"])
 
-    def block(self, name: tuple[bool, bool, bool], rows: int) -> float:
-        """Forward and backward of one block of a kind, eager, for `rows` sequences."""
+    def compile(self) -> float:
+        """Compile the blocks; the seconds in which the run will have them: from the cache, which this fills."""
+        compile_blocks(self.model)
+        last = int(self.section.batch_size) % self.rows
+        sizes = [*self.few.items(), *((name, last) for name, rows in self.few.items() if 0 < last < rows)]
+        calls = [self.call(name, rows) for name, rows in sizes]
+        for run in calls:
+            run()
+        torch.compiler.reset()
+        return max(0.0, sum(_clock(run, self.device) - _clock(run, self.device) for run in calls))
+
+    def block(self, name: Kind) -> float:
+        """Seconds of one block of a kind, forward and backward, for one micro-batch."""
+        return _time(self.call(name, self.few[name]), self.device) * self.rows / self.few[name]
+
+    def fitting(self, name: Kind) -> int:
+        """Rows of a micro-batch, fewer where so many would keep a block busy for long."""
+        return max(1, min(self.rows, int(LONG / _once(self.call(name, 1), self.device))))
+
+    def call(self, name: Kind, rows: int) -> Callable[[], None]:
+        """Forward and backward of one block of a kind, for `rows` sequences."""
         block = self.blocks[self.place[name]]
+        x, forward = self._forward(block, self.layers[self.place[name]], rows)
+        grad = torch.randn_like(x)
 
-        def once(n: int) -> Callable[[], None]:
-            x, call = self._call(block, self.layers[self.place[name]], n)
-            grad = torch.randn_like(x)
+        def run() -> None:
+            with autocast(self.device, str(self.section.precision)):
+                y = forward(x)
+            y.backward(grad)
+            x.grad = None
+            block.zero_grad(set_to_none=True)
+            self.model.router_loss()  # experts keep their losses, and the graph with them, until they are read
 
-            def run() -> None:
-                with autocast(self.device, str(self.section.precision)):
-                    y = call(x)
-                y.backward(grad)
-                x.grad = None
-                block.zero_grad(set_to_none=True)
-                self.model.router_loss()  # experts keep their losses, and the graph with them, until they are read
+        return run
 
-            return run
-
-        return _per_row(once, rows, self.device) * rows
-
-    def _call(self, block: nn.Module, layer: int, rows: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _forward(self, block: nn.Module, layer: int, rows: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         c, batch = self.config, example(self.config, rows, self.device)
         local = c.is_local(layer)
         angles = self.model.angles_of_layers(batch.documents, batch.positions)[layer]
@@ -167,8 +192,8 @@ class Parts:
         x = torch.randn(rows, c.context, c.d_model, device=self.device, requires_grad=True)
         return x, lambda x: block(x, angles, mask, batch.positions, None)
 
-    def ends(self, rows: int) -> float:
-        """Embedding, last norm, head and loss, forward and backward: the model without its blocks."""
+    def ends(self) -> float:
+        """Seconds of embedding, last norm, head and loss, forward and backward, for one micro-batch."""
 
         def once(n: int) -> Callable[[], None]:
             batch = example(self.config, n, self.device)
@@ -182,7 +207,7 @@ class Parts:
             return run
 
         with self.blocks_left_out():
-            return _per_row(once, rows, self.device) * rows
+            return _per_row(once, self.rows, self.device) * self.rows
 
     @contextmanager
     def blocks_left_out(self, but: int = 0) -> Iterator[None]:
@@ -199,14 +224,14 @@ class Parts:
 
         def no_grad(run: Callable[[], object]) -> float:
             def once() -> None:
-                with torch.no_grad():
+                with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                     run()
 
             return _time(once, self.device)
 
         seconds = 0.0
         for name, often in self.kinds.items():
-            x, call = self._call(self.blocks[self.place[name]], self.layers[self.place[name]], rows)
+            x, call = self._forward(self.blocks[self.place[name]], self.layers[self.place[name]], rows)
             seconds += often * no_grad(lambda x=x, call=call: call(x))  # type: ignore[misc]
         batch = example(self.config, rows, self.device)
         with self.blocks_left_out():
@@ -237,7 +262,10 @@ class Parts:
         return _time(run, self.device)
 
 
-def kind(config: ModelConfig, layer: int) -> tuple[bool, bool, bool]:
+Kind = tuple[bool, bool, bool]
+
+
+def kind(config: ModelConfig, layer: int) -> Kind:
     """What makes blocks cost differently, and what a compiler makes a graph of its own for."""
     return config.is_local(layer), config.is_rotated(layer), config.has_experts(layer)
 
@@ -245,7 +273,7 @@ def kind(config: ModelConfig, layer: int) -> tuple[bool, bool, bool]:
 def _per_row(make: Callable[[int], Callable[[], None]], rows: int, device: str) -> float:
     """Seconds a row at `rows` rows; fewer are timed where so many would outlast the patience."""
     one = _once(make(1), device)
-    fits = max(1, min(rows, int(PATIENCE / 3 / one)))
+    fits = max(1, min(rows, int(LONG / one)))
     return _time(make(fits), device) / fits
 
 
@@ -295,14 +323,11 @@ def _real_step(config: ModelConfig, section: PretrainSection, device: str, secon
 
 
 def _besides(config: ModelConfig, recipe: Recipe, host: Host, forward: float) -> dict[str, float]:
-    """Seconds of compiling, validations, samples, checkpoints and the start, over the whole stage.
+    """Seconds of validations, samples, checkpoints and the start, over the whole stage.
 
     forward: seconds a token of scoring.
     """
     section, steps, n = recipe.pretrain, int(recipe.pretrain.steps), count(config)["total"]
-    kinds = len({kind(config, layer) for layer in range(config.n_layers)})
-    uneven = int(section.batch_size) % min(int(section.micro_batch_size), int(section.batch_size)) != 0
-    graphs = kinds * (2 if uneven else 1)
     times = {"validate": section.validate_every, "sample": section.sample_every, "save": section.save_every}
     often = {name: math.ceil(steps / every) for name, every in times.items()}
     bytes_a_token = 1.0 if recipe.tokenizer.kind == "char" else 0.3 * math.log2(config.vocab_size)
@@ -310,7 +335,6 @@ def _besides(config: ModelConfig, recipe: Recipe, host: Host, forward: float) ->
     sample = SAMPLED * (reads + 0.0005 * config.n_layers + 0.002)
     state = 4 * n * (2 if section.optimizer == "muon" else 3)
     return {
-        "compile": COMPILE_SECONDS * (1 + 0.5 * (graphs - 1)) if section.compile else 0.0,
         "validations": often["validate"] * VALIDATION_BYTES / bytes_a_token * forward,
         "samples": often["sample"] * sample if section.sample_prompts else 0.0,
         "checkpoints": often["save"] * (state / DISK + 0.1),
