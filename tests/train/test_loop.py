@@ -161,6 +161,45 @@ def test_corrupt_newest_checkpoint_is_passed_over(tmp_path):
     assert len(passed) == 1 and "checksum" in passed[0]
 
 
+class Faulty(Rows):
+    """A source in whose step 6 a weight turns into NaN: a memory fault. Token 47 is in no batch."""
+
+    model = None
+
+    def micro_batches(self, step):
+        if step == 5:
+            with torch.no_grad():
+                self.model.get_parameter("embed.weight")[47, 0] = math.nan
+        parts = super().micro_batches(step)
+        return [Batch(p.tokens % 47, p.targets.clamp(max=46), p.documents, p.positions) for p in parts]
+
+
+@pytest.mark.parametrize("tied", [True, False])  # untied, no loss is ever NaN
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, tied):
+    """They were saved step after step, and the rotation deleted the last sound ones: a restart loaded the NaN."""
+    j = job(tmp_path, Faulty(), save_every=1, keep_checkpoints=2, max_bad_steps=6)
+    j.model = init_weights(Transformer(ModelConfig(**{**CONFIG.to_dict(), "tied": tied})), 0)
+    j.source.model = j.model
+    with pytest.raises(UserError, match=r"after step 6 embed.weight holds numbers that are not finite.*step-0000005"):
+        train(j)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-0000004", "step-0000005"]
+    j.source.model = Transformer(CONFIG)  # the memory is mended: the run goes on from there
+    j.model = Transformer(j.model.config)
+    assert train(j)["skipped_steps"] == 0
+
+
+def test_a_checkpoint_that_holds_nan_is_passed_over(tmp_path, monkeypatch):
+    """Saved by an older version, or by hand."""
+    monkeypatch.setattr(loop, "unsound", lambda one: None)
+    j = job(tmp_path, Faulty(), steps=6, save_every=1)
+    j.model = init_weights(Transformer(ModelConfig(**{**CONFIG.to_dict(), "tied": False})), 0)
+    j.source.model = j.model
+    train(j)
+    found, passed = newest(tmp_path / "checkpoints")
+    assert found.step == 5
+    assert passed == ["passed over step-0000006: embed.weight holds numbers that are not finite"]
+
+
 def test_only_the_last_checkpoints_are_kept(tmp_path):
     """Bug: a disk that fills up, or the newest being deleted instead of the oldest."""
     train(job(tmp_path, save_every=1, keep_checkpoints=3))

@@ -5,8 +5,12 @@ import math
 import pytest
 import torch
 
+from groundup.console import Reporter
 from groundup.data import town
+from groundup.infer.engine import Engine
+from groundup.recipe.schema import ChatSource, DpoSection
 from groundup.tokenizer.chat import render
+from groundup.train import loop
 from groundup.tune.dpo import DpoObjective, PairBatches, dpo_loss, draw, render_pairs, rows_to_batch, sample_pairs
 from groundup.tune.formats import Pair, Problem, to_pair
 
@@ -103,3 +107,34 @@ def test_sampled_pairs_set_right_over_wrong(model, tokenizer, monkeypatch):
     pairs, made = sample_pairs(model, tokenizer, problems, samples=6, seed=0, max_new_tokens=12)
     assert pairs and made["sampled"] == 36
     assert all(len(p.chosen) % 2 == 1 and len(p.rejected) % 2 == 0 for p in pairs)
+
+
+def test_pairs_are_sampled_in_the_precision_of_the_training(model, tokenizer, monkeypatch):
+    """Bug: pairs drawn in fp32 for a policy that is trained in bf16."""
+    monkeypatch.setattr("groundup.tune.dpo.reward", lambda problem, answer: float(len(answer) % 2))
+    seen = []
+    generate = Engine.generate
+
+    def listen(self, *given):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return generate(self, *given)
+
+    monkeypatch.setattr(Engine, "generate", listen)
+    problems = [Problem([{"role": "user", "content": "q"}], "1", "number")]
+    for precision in ("fp32", "bf16"):
+        sample_pairs(model, tokenizer, problems, samples=2, seed=0, max_new_tokens=4, precision=precision)
+    assert seen == [False, True]
+
+
+def test_reference_is_compiled_where_the_policy_is(model, rendered, tmp_path, monkeypatch):
+    """Bug: a compiled policy over a reference that is not. In bf16 the two round otherwise: the first loss is off ln 2
+    by 4e-4, and each summed log-probability by 0.03."""
+    compiled = []
+    monkeypatch.setattr(loop, "compile_blocks", compiled.append)
+    section = DpoSection(
+        sources=[ChatSource(builtin="town")], steps=1, batch_size=2, micro_batch_size=2, learning_rate=1e-3,
+        muon_learning_rate=1e-3, precision="fp32", compile=True,
+    )  # fmt: skip
+    objective, source = DpoObjective(model, 0.1), PairBatches(rendered, 128, 2, 2, 1, 0)
+    loop.train(loop.Job("dpo", "key", model, objective, source, section, tmp_path, 7, Reporter(quiet=True)))
+    assert compiled == [model, objective.reference]

@@ -5,7 +5,9 @@ import torch
 
 from groundup.infer.engine import Completion
 from groundup.model.batch import IGNORE
+from groundup.model.loss import token_logprobs
 from groundup.recipe.schema import ChatSource, GrpoSection
+from groundup.train.precision import autocast
 from groundup.tune import grpo
 from groundup.tune.formats import Problem
 from groundup.tune.grpo import GrpoObjective, Rollouts, advantages, clipped_surrogate, k3
@@ -59,6 +61,32 @@ def test_starts_with_ratio_one(model, tokenizer, monkeypatch, temperature):
         assert float(loss.metrics["kl"]) == pytest.approx(0.0, abs=1e-4)
         assert float(loss.metrics["clip_share"]) == 0
         assert loss.weight == int((batch.targets != IGNORE).sum())
+
+
+def rounding(model, batches, precision):
+    """Mean distances, from the trainer in fp32, of the trainer's log-probabilities in a precision and the sampler's."""
+    ours, theirs = [], []
+    for batch in batches:
+        scored = batch.targets != IGNORE
+        found = {}
+        for name in ("fp32", precision):
+            with torch.no_grad(), autocast("cpu", name):
+                hidden = model(batch.tokens, documents=batch.documents, positions=batch.positions)
+                found[name] = token_logprobs(model, hidden, batch.targets)[scored]
+        ours.append(found[precision] - found["fp32"])
+        theirs.append(batch.extra["sampler_logprobs"][scored] - found["fp32"])
+    return (float(torch.cat(one).abs().mean()) for one in (ours, theirs))
+
+
+def test_sampler_rounds_as_the_trainer_does(model, tokenizer, monkeypatch):
+    """Bug: rollouts sampled in fp32 and trained in bf16: two policies, at every step of every run in bf16."""
+    monkeypatch.setattr(grpo, "reward", vowels)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    source = Rollouts(model, tokenizer, PROBLEMS, section(precision="bf16"), seed=1)
+    trainer, sampler = rounding(model.eval(), source.micro_batches(0), "bf16")
+    assert 0.25 * trainer < sampler < 4 * trainer
 
 
 def test_rollouts_are_a_pure_function_of_step_and_weights(model, tokenizer, monkeypatch):

@@ -271,7 +271,9 @@ def _sampled_pairs(
     if kept["key"] != key:
         given = judgeable(section.sources, ctx.seed("dpo"), ctx.base)
         fitting = _with_room(ctx, "dpo", given, tokenizer, SAMPLED_TOKENS)
-        pairs, made = sample_pairs(model, tokenizer, fitting, section.samples, ctx.seed("dpo"), SAMPLED_TOKENS)
+        pairs, made = sample_pairs(
+            model, tokenizer, fitting, section.samples, ctx.seed("dpo"), SAMPLED_TOKENS, str(section.precision)
+        )
         if not pairs:
             raise UserError(
                 f"dpo: of {made['sampled']} answers to {len(fitting)} problems {made['right']} were right, and no "

@@ -49,6 +49,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
+def unsound(checkpoint: Checkpoint) -> str | None:
+    """The name of a tensor in which some number is not finite, or None. Nobody could go on from such a checkpoint."""
+    tensors = [*checkpoint.model.items(), *checkpoint.optimizer.items()]
+    return next((name for name, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())), None)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
@@ -69,7 +75,7 @@ def defect(path: Path) -> str | None:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that was passed over."""
+    """The newest checkpoint that verifies and is finite, and a line for each newer one that was passed over."""
     passed: list[str] = []
     for path in checkpoints(folder):
         clean_stale(path)
@@ -77,7 +83,11 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         reason = defect(path)
         if reason is None:
             try:
-                return load_checkpoint(path), passed
+                found = load_checkpoint(path)
+                name = unsound(found)
+                if name is None:
+                    return found, passed
+                reason = f"{name} holds numbers that are not finite"
             except (OSError, SafetensorError) as e:
                 reason = str(e)
         passed.append(f"passed over {path.name}: {reason}")

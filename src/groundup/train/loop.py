@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from groundup.model.storage import load_tensors, model_tensors
 from groundup.model.transformer import Transformer
 from groundup.recipe.schema import TrainSection
 from groundup.record.metrics import MetricsLog
-from groundup.train.checkpoint import Checkpoint, newest, save_checkpoint
+from groundup.train.checkpoint import Checkpoint, checkpoints, newest, save_checkpoint, unsound
 from groundup.train.objective import BatchSource, Objective, with_router_loss
 from groundup.train.optim import Optimizers
 from groundup.train.precision import autocast, compile_blocks
@@ -62,7 +62,7 @@ def train(job: Job) -> dict[str, Any]:
     """Run `job` to its last step, from its newest good checkpoint if there is one; returns the stage's metrics.
 
     Exact on a CPU: killed at any moment and started again, it ends with the same bytes as a run never stopped.
-    Raises Interrupted (state saved) on SIGINT or SIGTERM, UserError when the loss stays non-finite.
+    Raises Interrupted (state saved) on SIGINT or SIGTERM, UserError when the loss stays non-finite, or a weight is.
     """
     section, model = job.section, job.model.to(job.device)
     steps = int(section.steps)
@@ -71,6 +71,8 @@ def train(job: Job) -> dict[str, Any]:
     start, state = _resume(job, optimizers)
     if section.compile:
         compile_blocks(model)
+        if isinstance(reference := getattr(job.objective, "reference", None), Transformer):
+            compile_blocks(reference)  # other kernels round otherwise: in bf16 the margin would not start at 0
     log = MetricsLog(job.folder)
     log.truncate_after(start)
     meter = Meter(job, state)
@@ -98,7 +100,8 @@ def train(job: Job) -> dict[str, Any]:
                 try:
                     job.watch(vitals)
                 except Exception:
-                    _save(job, optimizers, done, meter)  # nothing is lost; whoever watches remembers why
+                    with suppress(NotFinite):  # the reason that the watch gives is the better one
+                        _save(job, optimizers, done, meter)  # nothing is lost; whoever watches remembers why
                     raise
             sample_every = getattr(section, "sample_every", None)
             if job.sample and sample_every and (done % sample_every == 0 or done == steps):
@@ -233,20 +236,30 @@ def _resume(job: Job, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
     return checkpoint.step, checkpoint.state
 
 
+class NotFinite(UserError):
+    """Weights or optimizer state hold NaN or infinity."""
+
+
 def _save(job: Job, optimizers: Optimizers, done: int, meter: Meter) -> None:
-    state = getattr(job.source, "state", None)
-    save_checkpoint(
-        job.folder / "checkpoints",
-        Checkpoint(
-            step=done,
-            model=model_tensors(job.model),
-            optimizer=optimizers.tensors(),
-            source=state() if state else {},
-            rng=torch.get_rng_state(),
-            state={"key": job.key, **job.hashes, **meter.state()},
-        ),
-        job.section.keep_checkpoints,
+    """Errors: NotFinite. Nothing is written then: the rotation would delete the last checkpoint that is any good."""
+    state, folder = getattr(job.source, "state", None), job.folder / "checkpoints"
+    checkpoint = Checkpoint(
+        step=done,
+        model=model_tensors(job.model),
+        optimizer=optimizers.tensors(),
+        source=state() if state else {},
+        rng=torch.get_rng_state(),
+        state={"key": job.key, **job.hashes, **meter.state()},
     )
+    if name := unsound(checkpoint):
+        kept = checkpoints(folder)
+        raise NotFinite(
+            f"{job.name}: after step {done} {name} holds numbers that are not finite, so nothing was saved"
+            + (f"; the newest checkpoint, {kept[-1].name}, is kept" if kept else "")
+            + ". Lower the learning rate or use precision: fp32; if the same command does not come to it again, "
+            "this machine's memory is at fault"
+        )
+    save_checkpoint(folder, checkpoint, job.section.keep_checkpoints)
 
 
 class Meter:

@@ -14,6 +14,11 @@ def autocast(device: str, precision: str) -> AbstractContextManager[None]:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block in place: state-dict names stay clean, and equal blocks share one compilation."""
+    """Compile each block in place: state-dict names stay clean, and equal blocks share one compilation.
+
+    What was compiled before in this process is forgotten: the compiler takes a size that it has seen change (a
+    verifier's micro-model, another stage's batch) for dynamic, and would compute with other kernels than a resumed run.
+    """
+    torch.compiler.reset()
     for block in model.blocks:  # type: ignore[union-attr]
         block.compile()

@@ -20,6 +20,7 @@ from groundup.model.transformer import Transformer
 from groundup.tokenizer.chat import Rendered, render_many
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.objective import Loss
+from groundup.train.precision import autocast
 from groundup.tune.formats import Pair, Problem
 from groundup.tune.rewards import reward
 
@@ -141,8 +142,12 @@ def sample_pairs(
     samples: int,
     seed: int,
     max_new_tokens: int = 64,
+    precision: str = "fp32",
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """Pairs from the model's own answers: for each problem that it gets right sometimes, one right over one wrong."""
+    """Pairs from the model's own answers: for each problem that it gets right sometimes, one right over one wrong.
+
+    precision: that of the training, so that the answers are those of the policy that is trained.
+    """
     engine = Engine(model, tokenizer)
     prompts = [engine.chat_prompt(p.prompt) for p in problems for _ in range(samples)]
     params = [
@@ -151,7 +156,8 @@ def sample_pairs(
         )
         for i in range(len(prompts))
     ]
-    answers = [c.text for c in engine.generate(prompts, params)]
+    with autocast(engine.device.type, precision):
+        answers = [c.text for c in engine.generate(prompts, params)]
     pairs = []
     right = 0
     for i, problem in enumerate(problems):

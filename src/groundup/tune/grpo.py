@@ -20,6 +20,7 @@ from groundup.recipe.schema import GrpoSection
 from groundup.tokenizer.chat import Rendered
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.objective import Loss
+from groundup.train.precision import autocast
 from groundup.tune.dpo import draw, rows_to_batch
 from groundup.tune.formats import Problem
 from groundup.tune.rewards import reward
@@ -100,6 +101,7 @@ class Rollouts:
         device: str = "cpu",
     ) -> None:
         self.problems, self.section, self.seed, self.tokenizer = problems, section, seed, tokenizer
+        self.device = device
         self.engine = Engine(model, tokenizer, device=device)
         self.statistics: dict[str, float] = {}
 
@@ -119,7 +121,10 @@ class Rollouts:
         return self.batches(prompts, completions, advantages(groups).flatten())
 
     def sample(self, problems: Sequence[Problem], step: int) -> tuple[list[list[int]], list[Completion]]:
-        """group_size answers to each problem, at the section's temperature, without top-k or top-p."""
+        """group_size answers to each problem, at the section's temperature, without top-k or top-p.
+
+        In the precision that the trainer scores them in: sampler and trainer are one policy, and the ratio is 1.
+        """
         group = self.section.group_size
         prompts = [self.engine.chat_prompt(p.prompt) for p in problems for _ in range(group)]
         first = (self.seed * 1_000_003 + step) * len(prompts)
@@ -132,7 +137,8 @@ class Rollouts:
             )
             for i in range(len(prompts))
         ]
-        return prompts, self.engine.generate(prompts, params)
+        with autocast(self.device, str(self.section.precision)):
+            return prompts, self.engine.generate(prompts, params)
 
     def batches(
         self, prompts: Sequence[list[int]], completions: Sequence[Completion], advantage: Tensor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -14,12 +16,33 @@ HELD_OUT = 0.02  # share of conversations, pairs and problems that only validate
 MOST_HELD_OUT = 256
 LARGEST_PROMPT = 0.25  # of the items; a prompt with more of them is not held out whole
 
+_SHAPES = str.maketrans({**dict.fromkeys("\u2018\u2019`\u00b4", "'"), **dict.fromkeys("\u201c\u201d\u00ab\u00bb", '"'),
+                         **dict.fromkeys("\u200b\u2060\ufeff\u00ad", ""), "\u2026": ".", "\u00a0": " "})  # fmt: skip
+_SOFT = (
+    (re.compile(r"(?<=[^\W\d_]{2})[-\u2013\u2014](?=[^\W\d_]{2})"), " "),  # well-known
+    (re.compile(r"(?<=[^\W\d_]{2})[!.,;:?\"']+(?=\s|$)"), " "),  # behind a word
+    (re.compile(r"(?<=[\w)\]}])[.,;:?]+(?=\s|$)"), " "),  # behind a number too, where 5! and 5\" are something else
+    (re.compile(r"(?<!\S)[\"'\u00bf\u00a1]+(?=\w)"), " "),  # before a word
+    (re.compile(r"(?:(?<!\d)!|[\s.?])+$"), ""),  # at the end
+)
+
 T = TypeVar("T")
 
 
 def folded(text: str) -> str:
-    """Text as prompts are compared: white space and case do not make another prompt."""
+    """Text without what differs between copies of it: white space and case."""
     return " ".join(text.split()).casefold()
+
+
+def alike(text: str) -> str:
+    """Text as prompts are compared: without punctuation behind and before words either.
+
+    What stands by itself, between digits, or belongs to a sum or to code is kept: "What does ? mean", 1.5, -3, 5!, C++.
+    """
+    text = unicodedata.normalize("NFC", text).casefold().translate(_SHAPES)
+    for pattern, instead in _SOFT:
+        text = pattern.sub(instead, text)
+    return " ".join(text.split())
 
 
 def prompt_of(item: Messages | Pair | Problem) -> str:
@@ -35,7 +58,7 @@ def prompt_of(item: Messages | Pair | Problem) -> str:
 
 
 def _joined(messages: Iterable[dict[str, str]]) -> str:
-    return json.dumps([[m["role"], folded(m["content"])] for m in messages])
+    return json.dumps([[m["role"], alike(m["content"])] for m in messages])
 
 
 def hold_out(items: Sequence[T], prompt: Callable[[Any], str] | None = None) -> tuple[list[T], list[T]]:
