@@ -158,7 +158,19 @@ def test_several_answers_stream_side_by_side(client: TestClient) -> None:
 def test_harmless_fields_and_text_parts_are_taken(client: TestClient, answer: str) -> None:
     """Bug: a client that sends `user`, or content as parts, is refused, though OpenAI's own takes it."""
     parts = [{"type": "text", "text": QUESTION[:9]}, {"type": "text", "text": QUESTION[9:]}]
-    body = ask(parts, user="me", store=False, logprobs=False, presence_penalty=0, tools=[], metadata={"a": 1})
+    body = ask(
+        parts,
+        user="me",
+        store=False,
+        logprobs=False,
+        presence_penalty=0,
+        tools=[],
+        metadata={"a": 1},
+        min_p=0,
+        ignore_eos=False,
+        tool_choice="none",
+        repetition_penalty=1,
+    )
     headers = {"Authorization": "Bearer anything"}
     said = client.post(CHAT, json=body, headers=headers).json()
     assert said["choices"][0]["message"]["content"] == answer
@@ -167,13 +179,22 @@ def test_harmless_fields_and_text_parts_are_taken(client: TestClient, answer: st
 @pytest.mark.parametrize(
     "fields",
     [{"logprobs": True}, {"logprobs": 0}, {"tools": [{"type": "function"}]}, {"presence_penalty": 0.5},
-     {"response_format": {"type": "json_object"}}, {"logit_bias": {"5": -100}}],
+     {"response_format": {"type": "json_object"}}, {"logit_bias": {"5": -100}}, {"min_p": 0.1}, {"min_tokens": 4},
+     {"repetition_penalty": 1.2}, {"ignore_eos": True}, {"stop_token_ids": [7]}, {"tool_choice": "required"},
+     {"guided_regex": "[0-9]+"}],
 )  # fmt: skip
 def test_what_would_change_the_answer_is_refused_not_ignored(client: TestClient, fields: dict[str, Any]) -> None:
     """Bug: a knob that does nothing: the client believes it has log-probs, tools or JSON."""
     refused = client.post(CHAT, json=ask(**fields))
     assert refused.status_code == 400
     assert next(iter(fields)) in refused.json()["error"]["message"]
+
+
+def test_a_call_of_a_tool_is_refused_not_dropped(client: TestClient) -> None:
+    """Bug: the history holds a call that the prompt never shows, and the model answers to half of the talk."""
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}]
+    refused = client.post(CHAT, json={**ask(), "messages": turns})
+    assert refused.status_code == 400 and "tool_calls" in str(refused.json()["error"])
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,21 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "echo": (False,),
     "best_of": (1,),
+    "tool_choice": ("none", "auto"),
+    # Not OpenAI's, but other open servers have them, and people's requests move from one to the other.
+    "min_p": (0, 0.0),
+    "typical_p": (1, 1.0),
+    "repetition_penalty": (1, 1.0),
+    "length_penalty": (1, 1.0),
+    "use_beam_search": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "prompt_logprobs": (False,),
+    "guided_json": ({},),
+    "guided_regex": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
 }
 
 
@@ -92,6 +107,7 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     role: Literal["system", "user", "assistant", "developer"]
     content: str | list[TextPart]
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None  # no template here writes one
 
     def plain(self) -> dict[str, str]:
         """{"role", "content"} as the chat template takes it; "developer" is OpenAI's newer name for system."""
