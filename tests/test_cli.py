@@ -131,7 +131,19 @@ def test_where_base_alone_was_made_nobody_is_sent_to_chat(
 def test_help_names_what_can_be_given() -> None:
     """Bugs: --until takes a stage and no page names one; {name} where the others say NAME; commas that nobody knows."""
     asked = {name: " ".join(groundup(name, "--help").out.replace("│", " ").split()) for name in ("run", "new", "eval")}
-    for stage in ("plan", "tokenizer", "data", "verify", "pretrain", "sft", "dpo", "grpo", "evaluate-base", "report"):
+    for stage in (
+        "plan",
+        "verify-model",
+        "tokenizer",
+        "data",
+        "verify",
+        "pretrain",
+        "sft",
+        "dpo",
+        "grpo",
+        "evaluate-base",
+        "report",
+    ):
         assert stage in asked["run"].partition("--until")[2]
     assert "NAME" in asked["new"].partition("Write")[0] and "{name}" not in asked["new"]
     assert "commas" in asked["eval"]
@@ -145,7 +157,7 @@ def test_status(micro_run: Path) -> None:
     for row in by_path.json()["stages"]:
         assert {"name", "status", "seconds", "metrics"} <= set(row)
         assert row["seconds"] >= 0
-    assert by_path.json()["stages"][4]["metrics"]["steps"] == 40
+    assert by_path.json()["stages"][5]["metrics"]["steps"] == 40
     assert "pretrain" in groundup("status", micro_run).out
 
 

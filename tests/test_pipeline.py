@@ -20,7 +20,7 @@ from groundup.recipe.load import load_recipe
 
 MODELS = ("pretrain", "sft", "dpo", "grpo")
 ALL = (
-    *("plan", "tokenizer", "data", "verify", "pretrain", "evaluate-base", "sft", "evaluate-sft"),
+    *("plan", "verify-model", "tokenizer", "data", "verify", "pretrain", "evaluate-base", "sft", "evaluate-sft"),
     *("dpo", "evaluate-dpo", "grpo", "evaluate-grpo", "report", "card"),
 )
 TIMING = {"seconds", "tokens_per_second", "mfu"}
@@ -100,6 +100,7 @@ def test_run_from_another_folder(micro_copy: Path, tmp_path: Path, monkeypatch: 
 
 EVALUATIONS = tuple(name for name in ALL if name.startswith("evaluate-"))
 TELLING = ("plan", "report", "card")  # they show the whole recipe
+CHECKS = ("verify-model", "verify")
 FROM_DPO = ("dpo", "evaluate-dpo", "grpo", "evaluate-grpo")
 FROM_PRETRAIN = ("pretrain", "evaluate-base", "sft", "evaluate-sft", *FROM_DPO)
 
@@ -107,12 +108,12 @@ CHANGES = {
     "card.license=mit": TELLING,
     "description=Another.": TELLING,
     "evaluate.limit=4": (*TELLING, *EVALUATIONS),
-    "grpo.clip=0.3": (*TELLING, "verify", "grpo", "evaluate-grpo"),
-    "dpo.beta=0.2": (*TELLING, "verify", *FROM_DPO),
-    "sft.steps=41": (*TELLING, "verify", "sft", "evaluate-sft", *FROM_DPO),
-    "verify.only=[init-loss]": (*TELLING, "verify"),
-    "pretrain.learning_rate=0.005": (*TELLING, "verify", *FROM_PRETRAIN),
-    "data.validation=0.06": tuple(name for name in ALL if name != "tokenizer"),
+    "grpo.clip=0.3": (*TELLING, *CHECKS, "grpo", "evaluate-grpo"),
+    "dpo.beta=0.2": (*TELLING, *CHECKS, *FROM_DPO),
+    "sft.steps=41": (*TELLING, *CHECKS, "sft", "evaluate-sft", *FROM_DPO),
+    "verify.only=[init-loss]": (*TELLING, *CHECKS),
+    "pretrain.learning_rate=0.005": (*TELLING, *CHECKS, *FROM_PRETRAIN),
+    "data.validation=0.06": tuple(name for name in ALL if name not in ("tokenizer", "verify-model")),
     "tokenizer.vocab_size=401": ALL,
     "seed=7": ALL,
 }
@@ -177,7 +178,7 @@ def test_changing_and_changing_back(micro_copy: Path) -> None:
     experiment with --set destroys the result that took hours."""
     original = {stage: sha(micro_copy, stage) for stage in MODELS}
     changed = run(micro_copy.parent, "--set", "dpo.beta=0.5", "--set", "dpo.steps=4")
-    assert set(worked(changed)) == {*TELLING, "verify", *FROM_DPO}
+    assert set(worked(changed)) == {*TELLING, *CHECKS, *FROM_DPO}
     assert "changed since the last run: dpo.steps 12 -> 4, dpo.beta 0.1 -> 0.5" in changed.err
     assert "grpo: runs again: dpo changed" in changed.err
     assert sha(micro_copy, "sft") == original["sft"]
@@ -185,7 +186,7 @@ def test_changing_and_changing_back(micro_copy: Path) -> None:
     assert max(row["step"] for row in rows(micro_copy, "dpo")) == 4  # type: ignore[type-var]
 
     back = run(micro_copy.parent)
-    assert set(worked(back)) == {*TELLING, "verify"}
+    assert set(worked(back)) == {*TELLING, *CHECKS}
     assert "dpo: an earlier result with these very settings was kept; taken back" in back.err
     assert {stage: sha(micro_copy, stage) for stage in MODELS} == original
 
@@ -217,9 +218,9 @@ def test_a_failing_check_stops_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(REGISTRY, check.id, dataclasses.replace(check, run=lambda subject: Measurement(2.0, 1.0)))
     result = run(tmp_path, "--until", "pretrain")
     assert result.code == 1
-    assert "error: verify: 1 checks failed" in result.err
+    assert "error: verify-model: 1 checks failed" in result.err
     assert check.bug in result.err and check.remedy in result.err
-    assert not (tmp_path / "micro" / "pretrain").exists()
+    assert not any((tmp_path / "micro" / stage).exists() for stage in ("tokenizer", "data", "pretrain"))  # seen first
     monkeypatch.undo()
     assert "pretrain" not in worked(run(tmp_path, "--until", "verify"))
 
@@ -232,6 +233,7 @@ def test_changed_source_file_runs_data_again(tmp_path: Path) -> None:
     recipe.write_text(
         "name: r\nthreads: 1\nmodel: {d_model: 8, n_layers: 1, n_heads: 1, context: 8}\ntokenizer: {kind: char}\n"
         "data: {sources: [{path: text.jsonl}], validation: 0.2}\npretrain: {batch_size: 2, steps: 1}\n"
+        "verify: {enabled: false}\n"
     )
     assert worked(run(tmp_path, "--until", "data", recipe=recipe)) == ["plan", "tokenizer", "data"]
     os.utime(text, ns=(1, 1))

@@ -45,7 +45,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                 lambda c: {"sft": c.recipe.sft, "files": _chats(c, "sft"), **_machine(c)},
                 ("pretrain",),
                 training.sft,
-                version=2,  # held out by prompt
+                version=3,  # held out by prompt, punctuation apart
             ),
             _evaluation(recipe, "sft"),
         ]
@@ -56,7 +56,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                 lambda c: {"dpo": c.recipe.dpo, "files": _chats(c, "dpo"), **_machine(c)},
                 (model_before(recipe, "dpo"),),
                 training.dpo,
-                version=2,  # held out by prompt
+                version=3,  # sampled, and its reference compiled, as the policy
             ),
             _evaluation(recipe, "dpo"),
         ]
@@ -67,7 +67,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                 lambda c: {"grpo": c.recipe.grpo, "files": _chats(c, "grpo"), **_machine(c)},
                 (model_before(recipe, "grpo"),),
                 training.grpo,
-                version=2,  # held out by prompt
+                version=3,  # sampled in the precision of the training
             ),
             _evaluation(recipe, "grpo"),
         ]
@@ -94,17 +94,25 @@ def _to_a_base(recipe: Recipe) -> list[Stage]:
         prepare.data,
     )
     corpus = [data] if recipe.data else []
+    early = Stage(
+        "verify-model",
+        lambda c: {
+            **c.recipe.model_dump(mode="json", exclude={"name", "description", "data", "evaluate", "card"}),
+            "files": {stage: _chats(c, stage) for stage in ("sft", "dpo", "grpo") if getattr(c.recipe, stage)},
+        },
+        (),
+        prepare.verify_model,
+    )
     verify = Stage(
         "verify",
         lambda c: {
             **c.recipe.model_dump(mode="json", exclude={"name", "description", "evaluate", "card"}),
-            "files": {stage: _chats(c, stage) for stage in ("sft", "dpo", "grpo") if getattr(c.recipe, stage)},
             "tasks": tasks_read(c.recipe.evaluate.tasks, c.base),
         },
-        ("tokenizer", *(stage.name for stage in corpus)),
+        ("verify-model", "tokenizer", *(stage.name for stage in corpus)),
         prepare.verify,
     )
-    checks = [verify] if recipe.verify.enabled else []
+    first, checks = ([early], [verify]) if recipe.verify.enabled else ([], [])
     if recipe.base:
         # Content, not place: the checkpoint may move, or vanish once it has been copied here.
         tokenizer = Stage("tokenizer", lambda c: {"base": _base(c).tokenizer}, (), prepare.imported_tokenizer)
@@ -114,7 +122,7 @@ def _to_a_base(recipe: Recipe) -> list[Stage]:
             ("tokenizer",),
             training.imported,
         )
-        return [plan, tokenizer, weights, *corpus, *checks, _evaluation(recipe, "pretrain")]
+        return [plan, *first, tokenizer, weights, *corpus, *checks, _evaluation(recipe, "pretrain")]
     tokenizer = Stage(
         "tokenizer",
         lambda c: {"tokenizer": c.recipe.tokenizer, "seed": c.recipe.seed, "data": _corpus(c)},
@@ -127,7 +135,7 @@ def _to_a_base(recipe: Recipe) -> list[Stage]:
         ("tokenizer", "data"),
         training.pretrain,
     )
-    return [plan, tokenizer, *corpus, *checks, pretrain, _evaluation(recipe, "pretrain")]
+    return [plan, *first, tokenizer, *corpus, *checks, pretrain, _evaluation(recipe, "pretrain")]
 
 
 def _evaluation(recipe: Recipe, stage: str) -> Stage:

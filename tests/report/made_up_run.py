@@ -16,6 +16,7 @@ from groundup.record.stage import begin
 TRAINED = ("pretrain", "sft", "dpo", "grpo")
 SECONDS = {
     "plan": 2.5,
+    "verify-model": 3.0,
     "tokenizer": 4.25,
     "data": 11.0,
     "verify": 8.0,
@@ -178,6 +179,7 @@ class MadeUpRun:
             self.run.stage("verify") / "report.json",
             {"checks": checks, "failed": len(failed), "skipped": [{"id": "chat-x", "reason": "no chat"}]},
         )
+        self.end("verify-model", {"checks": 1, "failed": 0})
         self.end("verify", {"checks": len(checks), "failed": len(failed)})
 
     def live(self, stage: str, failed: dict[str, str] | None = None) -> None:

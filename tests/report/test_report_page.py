@@ -87,7 +87,7 @@ def test_numbers_are_those_of_the_records(page: str) -> None:
         "20 of 20",
     ):
         assert expected in text, expected
-    assert "11m08s" in text  # 2.5+4.25+11+8+330.5+61+42+171 and four evaluations of 9.5 = 668.25 s
+    assert "11m11s" in text  # 2.5+3+4.25+11+8+330.5+61+42+171 and four evaluations of 9.5 = 671.25 s
 
 
 def test_every_score_stands_in_its_own_column(page: str, made_up: MadeUpRun) -> None:
@@ -126,7 +126,7 @@ def test_json_equals_the_records(made_up: MadeUpRun) -> None:
     assert [m["stage"] for m in found["models"]] == ["base", "sft", "dpo", "grpo"]
     assert found["models"][3]["scores"]["town-arithmetic"]["value"] == 0.678
     assert found["compressors"] == {"xz": 1.613, "zstd-19": 1.702}
-    assert found["seconds"] == pytest.approx(668.25)
+    assert found["seconds"] == pytest.approx(671.25)
     assert found["training"]["pretrain"]["tokens"] == 24_700_123
 
 
@@ -244,8 +244,11 @@ def test_absent_stages_are_left_out_and_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run/grpo")
     shutil.rmtree(tmp_path / "run/evaluate-grpo")
     shutil.rmtree(tmp_path / "run/verify")
+    shutil.rmtree(tmp_path / "run/verify-model")
     run = collect(made_up.path)
-    assert [a.stage for a in run.absent] == ["verify", "grpo", "evaluate-grpo"] and run.not_asked == ["dpo"]
+    assert [a.stage for a in run.absent] == ["verify-model", "verify", "grpo", "evaluate-grpo"] and run.not_asked == [
+        "dpo"
+    ]
     html = render(run)
     assert "grpo (has not run)" in visible(html) and "The recipe leaves out: dpo." in visible(html)
     assert 'id="curves-grpo"' not in html and 'id="curves-dpo"' not in html and 'id="curves-sft"' in html

@@ -198,6 +198,58 @@ def test_weights_that_are_not_read_are_skipped_and_not_passed(tmp_path: Path) ->
         _ = remote.model
 
 
+@pytest.mark.parametrize(
+    ("said", "reason_"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantised (gptq)"),
+        ({"quantization_config": {"quant_method": "awq"}}, "its weights are quantised (awq)"),
+        (
+            {"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]},
+            "does not know model_type 'llama9': a newer one may",
+        ),
+        (
+            {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+            "makes no language model of model_type 't5'",
+        ),
+    ],
+)
+def test_what_this_transformers_cannot_read_is_skipped(said: dict[str, Any], reason_: str) -> None:
+    """Bug: sound folders that are quantised, or newer than the installed library, failed `weights-fit-the-config`."""
+    folder = config(**said)()
+    for check in ("weights-fit-the-config", "import-equals-transformers"):
+        assert reason_ in (reason(folder, check) or "")
+    others = {"weights-fit-the-config", "import-equals-transformers"}
+    assert not alarms(folder, sorted(FILES - others))
+
+
+def test_a_quantised_folder_is_no_alarm() -> None:
+    """Bug: the zero points of GPTQ's symmetric form are alike in all layers; 8 bits are not the config's dtype."""
+
+    def quantised(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith("proj.weight")]:
+            out, inner = tensors.pop(name).shape
+            stem = name.removesuffix("weight")
+            draw = torch.Generator().manual_seed(sum(stem.encode()))
+            tensors[stem + "qweight"] = torch.randint(-(2**31), 2**31 - 1, (inner // 8, out), generator=draw).int()
+            tensors[stem + "qzeros"] = torch.full((1, out // 8), 0x77777777, dtype=torch.int32)
+            tensors[stem + "scales"] = torch.rand(1, out, generator=draw).half() + 0.1
+            tensors[stem + "g_idx"] = torch.arange(inner, dtype=torch.int32) // 128
+
+    folder = weights(quantised, quantization_config={"quant_method": "gptq", "bits": 4, "sym": True})()
+    assert not alarms(folder, sorted(FILES))
+    assert "weights-are-alive" in looked(folder, ["weights-are-alive"])
+
+
+def test_dead_columns_are_counted() -> None:
+    """Bug: only rows were looked at; half a matrix zero by columns passed."""
+
+    def half(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[LAST + "mlp.down_proj.weight"][:, 24:] = 0
+
+    found = alarms(weights(half)(), ["weights-are-alive"])
+    assert found == [("weights-are-alive", f"{LAST}mlp.down_proj.weight: 24 of 48 columns are zero")]
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is damaged"):

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from groundup.verify.checks import gguf_export
+from groundup.verify.checks.exported import misplaced, other, stamped_memory
 from groundup.verify.healthy import GPT2
 from groundup.verify.run import run_checks
 from groundup.verify.subject import Subject
@@ -48,3 +50,33 @@ def test_an_error_where_none_may_be_is_infinite() -> None:
     assert gguf_export._steps_off(weights, np.nextafter(weights, 2, dtype=np.float32), "F32") == np.inf
     assert gguf_export._steps_off(weights, weights.astype(np.float16).astype(np.float32), "F16") <= 1
     assert gguf_export._steps_off(weights, weights * (1 + 2.0**-9), "F16") > 1
+
+
+def test_memory_is_stamped_and_put_back() -> None:
+    """Whoever verifies in the middle of a run must not find torch slower or stricter afterwards."""
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    with stamped_memory():
+        assert torch.empty(3, 2).isnan().all()
+    after = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    assert before == after
+
+
+def test_what_is_misplaced() -> None:
+    """Left as constructed, written twice, lost; a tensor may be cut, joined and turned as one likes."""
+    whole = {"a": torch.arange(1.0, 7).view(2, 3), "b": torch.arange(7.0, 9)}
+    assert misplaced(whole, {"c": whole["a"].T, "d": whole["b"][:1], "e": whole["b"][1:]}) == []
+    empty = {"a": whole["a"].clone(), "b": whole["b"]}
+    empty["a"][0, 0] = torch.nan
+    assert misplaced(whole, empty) == ["a: 1 weights were never written", "1 weights are lost"]
+    twice = {"a": whole["a"], "b": whole["a"][0, :2]}
+    assert misplaced(whole, twice) == [
+        "a: 2 weights stand elsewhere too",
+        "b: 2 weights stand elsewhere too",
+        "2 weights are lost",
+    ]
+
+
+def test_values_are_compared_by_kind_and_names_by_source() -> None:
+    """1 is no true, and a key that nobody wrote is told."""
+    assert other({"a": 1, "b": 2.0}, {"a": 1, "b": (3.0, 2.0)}, "f") == []
+    assert other({"a": True, "x": 5}, {"a": 1}, "f") == ["f: x 5 comes from nowhere", "f: a is True, the model's is 1"]

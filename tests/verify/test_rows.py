@@ -464,9 +464,9 @@ def test_pairs_whose_prompts_differ():
 def test_published_counts():
     spam = published("classify/sms_spam.tsv")
     assert len(spam.rows) == 2229 and not spam.refused
-    assert failing(spam) | {"no-benchmark-in-the-rows": 0} == {
-        "prompts-do-not-repeat": 58, "text-is-clean": 136, "no-benchmark-in-the-rows": 0
-    }  # fmt: skip
+    found = failing(spam)
+    found.pop("no-benchmark-in-the-rows", None)
+    assert found == {"prompts-do-not-repeat": 58, "text-is-clean": 136, "prompts-are-no-near-copies": 2}
     assert look(spam, "prompts-do-not-repeat").note.startswith("58 groups, 133 of 2,229 rows. lines 3, 1706: ")
     harmless = look(published("preference/hh_harmless.jsonl"), "length-gives-nothing-away")
     assert harmless.note.startswith("the shorter answer is chosen in 517 of 919 pairs (56.3%)")

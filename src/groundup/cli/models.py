@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -229,18 +229,41 @@ def export(
     to: Annotated[str, typer.Option(help="hf: a folder that transformers opens; gguf: a file for llama.cpp")] = "hf",
     quant: Annotated[str | None, typer.Option(help="gguf: f32, f16, bf16, q8_0 or q4_0; default: f16")] = None,
     stage: StageOpt = None,
+    check: Annotated[bool, typer.Option(help="open what was written as other tools do, and compare")] = True,
     runs: RunsOpt = RUNS,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write a model for other tools, with its tokenizer, chat template and card."""
+    """Write a model for other tools, with its tokenizer, chat template and card; open it again and compare."""
     from groundup.release.export import export_model
 
     pipeline = open_run(run, runs)
     name, folder = pick(pipeline, stage)
-    found = export_model(pipeline.ctx.run, name, folder, pipeline.ctx.tokenizer(), to, out, quant)
+    tokenizer = pipeline.ctx.tokenizer()
+    found = export_model(pipeline.ctx.run, name, folder, tokenizer, to, out, quant)
+    if check:
+        from groundup.verify.handed import look_at
+
+        found["verify"] = look_at(folder, tokenizer, out, to, pipeline.ctx.host.memory)
     if as_json:
         print_json(found)
-        return
-    typer.echo(f"wrote {name} to {out} ({found['architecture']})")
-    for note in found.get("notes", []):
-        typer.echo(f"note: {note}", err=True)
+    else:
+        typer.echo(f"wrote {name} to {out} ({found['architecture']})")
+        for note in found.get("notes", []):
+            typer.echo(f"note: {note}", err=True)
+    if check:
+        _tell_checks(found["verify"], out, as_json)
+
+
+def _tell_checks(found: dict[str, Any], out: Path, as_json: bool) -> None:
+    """What was found by opening an export. Errors: CheckFailed that describes what differs."""
+    from groundup.errors import CheckFailed
+    from groundup.verify import describe
+
+    if not as_json:
+        passed = [c["id"] for c in found["checks"] if c["passed"]]
+        typer.echo(f"checked: {', '.join(passed)}" if passed else "checked: nothing could be")
+        for one in found["skipped"]:
+            typer.echo(f"note: not checked: {one['id']}: {one['reason']}", err=True)
+    failed = [f"  - {describe(c)}" for c in found["checks"] if not c["passed"]]
+    if failed:
+        raise CheckFailed(f"{out} was written and is not the model: do not use it\n" + "\n".join(failed))

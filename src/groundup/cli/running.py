@@ -18,7 +18,10 @@ from groundup.runs import open_run
 if TYPE_CHECKING:
     from groundup.pipeline import Pipeline
 
-STAGES = "plan, tokenizer, data, verify, pretrain, sft, dpo, grpo, evaluate-base (-sft, -dpo, -grpo), report, card"
+STAGES = (
+    "plan, verify-model, tokenizer, data, verify, pretrain, sft, dpo, grpo, evaluate-base (-sft, -dpo, -grpo), "
+    "report, card"
+)
 
 
 @app.command(epilog="Examples: `groundup new mine` · `groundup new big --params 30M --from wikipedia`")

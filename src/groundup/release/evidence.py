@@ -71,6 +71,7 @@ def gather(path: Path | str, model: str | None = None) -> Evidence:
     asked = asked[: made.index(model) + 1] if model else asked
     names = [
         "plan",
+        *(["verify-model"] if recipe.verify.enabled else []),
         "tokenizer",
         *(["data"] if recipe.data else []),
         *(["verify"] if recipe.verify.enabled else []),

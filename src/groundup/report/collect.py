@@ -267,8 +267,9 @@ def report_json(path: Path | str) -> dict[str, Any]:
 def _stages(recipe: Recipe) -> tuple[list[str], list[str]]:
     """(stages this recipe asks for, optional stages it does not), in the order of the pipeline."""
     corpus = ["data"] if recipe.data else []
-    asked = ["plan", "tokenizer", *corpus, *(["verify"] if recipe.verify.enabled else []), "pretrain", "evaluate-base"]
-    not_asked = [] if recipe.verify.enabled else ["verify"]
+    first, checks = (["verify-model"], ["verify"]) if recipe.verify.enabled else ([], [])
+    asked = ["plan", *first, "tokenizer", *corpus, *checks, "pretrain", "evaluate-base"]
+    not_asked = [] if recipe.verify.enabled else ["verify-model", "verify"]
     for stage in ("sft", "dpo", "grpo"):
         if getattr(recipe, stage) is None:
             not_asked.append(stage)

@@ -1,8 +1,8 @@
-"""plan, tokenizer, data, verify: what happens before the first training step."""
+"""plan, verify-model, tokenizer, data, verify: what happens before the first training step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from groundup.console import duration
@@ -16,7 +16,7 @@ from groundup.plan.host import Host
 from groundup.plan.laws import FREE_EPOCHS, STRAY, repetition
 from groundup.plan.resolve import Resolved
 from groundup.recipe.schema import DataSection, Recipe, Source
-from groundup.record.files import write_json
+from groundup.record.files import read_json, write_json
 from groundup.record.rundir import RunDir
 from groundup.stages.base import Context, evaluation
 from groundup.stages.checkpoint import Checkpoint
@@ -27,11 +27,13 @@ from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.train import train_tokenizer
 
 if TYPE_CHECKING:
+    from groundup.verify.run import Result
     from groundup.verify.subject import Subject
 
 AUDIT_TEXTS = 2000
 BROUGHT = "the checkpoint's"  # where an imported model's chat template comes from, in the tokenizer's record
 LONG_SECONDS = 86_400.0  # of pretraining, from which on it is asked whether that was meant
+EARLY = ("model", "train")  # stages of checks that look at no tokenizer and no shard
 ROW_TOKENS = 2048  # a row of an imported model's chats, where no chat is longer: its context may be a hundred thousand
 
 
@@ -245,19 +247,46 @@ def subject_of(ctx: Context) -> Subject:
     return Subject.of_run(asked, ctx.run)
 
 
-def verify(ctx: Context, key: str) -> dict[str, Any]:
-    """Run the silent-bug checks on micro-models of this very recipe; a failing one stops the run."""
-    from groundup.verify.run import report, run_checks, select
+def verify_model(ctx: Context, key: str) -> dict[str, Any]:
+    """Checks that need neither tokenizer nor shards: before hours of data work, not after them.
+
+    The model and its training, on micro-models of this very recipe; the rows of the tuning sections' own files.
+    """
     from groundup.verify.sources import check_sources
+    from groundup.verify.subject import Subject
+
+    subject = Subject(ctx.recipe) if ctx.recipe.base is None else subject_of(ctx)  # no earlier run's files
+    results = _checked(ctx, "verify-model", subject, EARLY)
+    results += check_sources(ctx.recipe, ctx.base, ctx.recipe.verify.only)
+    return _judged(ctx, "verify-model", results)
+
+
+def verify(ctx: Context, key: str) -> dict[str, Any]:
+    """All other checks, with the run's own tokenizer and shards. report.json holds those of `verify-model` too."""
+    from groundup.verify.check import STAGES
+
+    later = [stage for stage in STAGES if stage not in EARLY]
+    earlier = read_json(ctx.folder("verify-model") / "report.json")
+    return _judged(ctx, "verify", _checked(ctx, "verify", subject_of(ctx), later), earlier)
+
+
+def _checked(ctx: Context, name: str, subject: Subject, stages: Sequence[str]) -> list[Result]:
+    from groundup.verify.run import applicable, run_checks
+
+    only = ctx.recipe.verify.only
+    with ctx.reporter.bar(name, len(applicable(subject, only, stages=stages)), unit="checks") as bar:
+        return run_checks(
+            subject, only, stages=stages, on_check=lambda done, total, result: bar.update(done, result.id)
+        )
+
+
+def _judged(ctx: Context, name: str, results: list[Result], earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write the report, `earlier` before what is new; a failing check that the recipe does not allow stops the run."""
+    from groundup.verify.run import report
     from groundup.verify.watch import judge
 
-    section = ctx.recipe.verify
-    with ctx.reporter.bar("verify", len(select(section.only)), unit="checks") as bar:
-        results = run_checks(
-            subject_of(ctx), section.only, on_check=lambda done, total, result: bar.update(done, result.id)
-        )
-    results += check_sources(ctx.recipe, ctx.base, section.only)
     found = report(results)
-    write_json(ctx.folder("verify") / "report.json", found)
-    allowed = judge(found, section.allow, "verify", ctx.warn)
+    before = earlier or {"checks": [], "failed": 0, "skipped": []}
+    write_json(ctx.folder(name) / "report.json", {part: before[part] + found[part] for part in found})
+    allowed = judge(found, ctx.recipe.verify.allow, name, ctx.warn)
     return {"checks": len(found["checks"]), "failed": len(allowed), "skipped": len(found["skipped"])}

@@ -16,7 +16,7 @@ opens. The shapes: B rows, T tokens, V logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from groundup.errors import UserError
 from groundup.verify import draw
 from groundup.verify.check import Face
+from groundup.verify.modes import HALF, in_dtype, is_half
 
 Step = Callable[[Tensor], Tensor]
 
@@ -39,7 +40,8 @@ class Adapter:
     logits      tokens (B, T) int64 -> (B, T, V); row t is what the model says of token t + 1
     tokenizer   the model's: transformers', tokenizers', tiktoken's, groundup's, or anything with encode and decode
     vocab_size  number of ids that may go in; found from the logits' width when not given
-    context     longest row that may go in, at least 24
+    context     longest row that may go in, at least 24; past it nothing is seen. Decoding is followed up to it, the
+                other checks up to 128
     documents   (tokens, documents (B, T) int, 0 0 0 1 1 2 ...) -> logits; each document is to be read as if alone
     padded      (tokens, real (B, T) bool) -> logits; places that are not real stand at the side that `pads` names
     pads        on which side rows are padded, there and in `decoder`
@@ -48,6 +50,10 @@ class Adapter:
     fresh       seed -> Adapter of the same model as its own code initialises it
     redraw      (module, seed) -> None: gives weights at which every part matters; see `redraw`
     pieces      (name, tensor of a parameter) -> [(name, tensor)] of what is packed in it (q, k, v; gate, up)
+    pad         the id that stands for padding and nothing else: it is never drawn, as input or as target
+    frozen      beginnings of names of parameters that the model's own code keeps from being trained, on purpose
+    loss_over   (tokens, targets, n) -> sum over scored places / n: the share of a part of a batch that has n in all
+    recompute   on or off -> None: whether activations are computed anew in the backward pass
     """
 
     module: nn.Module
@@ -63,6 +69,10 @@ class Adapter:
     fresh: Callable[[int], Adapter] | None = None
     redraw: Callable[[nn.Module, int], None] | None = None
     pieces: Callable[[str, Tensor], list[tuple[str, Tensor]]] | None = None
+    pad: int | None = None
+    frozen: tuple[str, ...] = ()
+    loss_over: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    recompute: Callable[[bool], None] | None = None
 
     def __post_init__(self) -> None:
         found = []
@@ -101,12 +111,51 @@ class Adapter:
         return logits.float().cpu()
 
     def tokens(self, rows: int, length: int, seed: int = 0) -> Tensor:
-        """(rows, length) random ids."""
-        return torch.randint(self.ids, (rows, length), generator=draw.generator(seed))
+        """(rows, length) random ids; a quarter of each row at most are ids that code may treat apart (`special`)."""
+        generator = draw.generator(seed)
+        found = self._real(torch.randint(self.ids, (rows, length), generator=generator))
+        held = torch.tensor(self.special, dtype=torch.int64)
+        some = min(len(held), length // 4)
+        at = torch.rand(rows, length, generator=generator).argsort(1)[:, :some]
+        turned = (torch.arange(rows)[:, None] + torch.arange(some)) % max(1, len(held))
+        return found.scatter(1, at, held[turned]) if some else found
 
     def other(self, tokens: Tensor) -> Tensor:
         """Ids that differ from `tokens` at each place."""
-        return (tokens + 1 + tokens.flip(1) % max(1, self.ids - 1)) % self.ids
+        return self._real((tokens + 1 + tokens.flip(1) % max(1, self.ids - 1)) % self.ids, but=tokens)
+
+    def _real(self, tokens: Tensor, but: Tensor | None = None) -> Tensor:
+        """The same with another id where padding's stands, and not those of `but`."""
+        if self.padding is None or self.ids < 3:
+            return tokens
+        at, beside = tokens == self.padding, (self.padding + 1) % self.ids
+        found = torch.where(at, beside, tokens)
+        return found if but is None else torch.where(at & (but == beside), (beside + 1) % self.ids, found)
+
+    @cached_property
+    def padding(self) -> int | None:
+        """The id that is padding's alone: the one given, or the tokenizer's, if that is no other special token too."""
+        if self.pad is not None or self.tokenizer is None:
+            return self.pad
+        try:
+            one = self._outside
+            return one.pad if one.pad not in (one.bos, one.eos, one.unk) else None
+        except Exception:  # its own checks say what is wrong with it
+            return None
+
+    @cached_property
+    def special(self) -> list[int]:
+        """Ids that code may treat apart, eight at most: the first, the last, those of special tokens; not padding's."""
+        named: list[int] = []
+        if self.tokenizer is not None:
+            try:
+                named = sorted({*self._outside.specials.values()} - {None})
+            except Exception:  # its own checks say what is wrong with it
+                named = []
+        tables = [m for m in self.module.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+        named += [m.padding_idx for m in tables if m.padding_idx is not None and m.num_embeddings >= self.ids]
+        found = dict.fromkeys([0, self.ids - 1, *named])
+        return [n for n in found if 0 <= n < self.ids and n != self.padding][:8]
 
     def rounding(self, scale: float) -> float:
         """How far two computations of the same numbers of size `scale` may lie apart, in the weights' dtype.
@@ -121,16 +170,41 @@ class Adapter:
         eps = max(torch.finfo(dtype).eps for dtype in types)
         return float(eps * 2 * (len(own) + 1) * max(self.context, *widths) ** 0.5 * scale)
 
+    def new(self, seed: int) -> Adapter:
+        """`fresh`, in fp32 where it was in half precision and runs in fp32 as well."""
+        assert self.fresh is not None
+        found = self.fresh(seed)
+        if not is_half(found.module) or not found._runs_in_fp32():
+            return found
+        found.module.float()
+        return found
+
+    def _runs_in_fp32(self) -> bool:
+        """Whether the module does without its half precision: one that casts within breaks off."""
+        with in_dtype(self.module, torch.float32, of=HALF):
+            try:
+                self.ask(torch.zeros(1, 4, dtype=torch.int64))
+            except Exception:
+                return False
+        return True
+
     @contextmanager
     def awake(self, seed: int = 0) -> Iterator[None]:
-        """Inside, every weight is one that matters, and the module in eval mode; afterwards all is as it was."""
+        """Inside, every weight is one that matters, and the module in eval mode; afterwards all is as it was.
+
+        Half precision is fp32 inside, where the module runs so: rounding to 8 bits hides what the checks look for.
+        """
         before = {name: tensor.detach().clone() for name, tensor in _tensors(self.module)}
         modes = [(m, m.training) for m in self.module.modules()]
+        dtypes = ExitStack()
         try:
+            if is_half(self.module) and self._runs_in_fp32():
+                dtypes.enter_context(in_dtype(self.module, torch.float32, of=HALF))
             (self.redraw or redraw)(self.module, seed)
             self.module.eval()
             yield
         finally:
+            dtypes.close()
             with torch.no_grad():
                 for name, tensor in _tensors(self.module):
                     tensor.copy_(before[name])

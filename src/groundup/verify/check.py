@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 Family = Literal["invariance", "locality", "identity", "sensitivity"]
 Stage = Literal["model", "tokenizer", "data", "train", "chat", "tune", "infer", "evaluate", "export", "live"]
 # What a check is handed; a target has one or several of them (target.py says which class each is).
-Face = Literal["recipe", "model", "tokenizer", "checkpoint", "dataset", "vitals"]
+Face = Literal["recipe", "model", "tokenizer", "checkpoint", "dataset", "vitals", "export", "gguf"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SYMPTOMS = Path(__file__).with_name("symptoms.yaml")
+REMEDIES = Path(__file__).with_name("remedies.yaml")
+OWN_FILES = re.compile(r"\b\w+/\w+\.py")  # in a remedy: a file of groundup's
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+) (?:issue|pull|discussion)s? \d")
 _NUMBER = re.compile(r"(?<![\w.])(\d+)\b")
 _PAPER = re.compile(r"\barXiv[: ](\d{4}\.\d{4,5})")
@@ -28,6 +30,20 @@ def symptoms() -> dict[str, str]:
     return yaml.safe_load(SYMPTOMS.read_text(encoding="utf-8")) or {}
 
 
+@cache
+def remedies() -> dict[str, str]:
+    """Check id -> what to do in a model, tokenizer or file that is not groundup's own."""
+    return yaml.safe_load(REMEDIES.read_text(encoding="utf-8")) or {}
+
+
+def remedy(one: Check, kind: str) -> str:
+    """Where to look first, in a target of this kind (see target.py): groundup's own files, or what anybody can do."""
+    if kind not in ("model", "checkpoint", "tokenizer", "dataset"):
+        return one.remedy
+    ours = " (The files named are groundup's: look at what does this in yours.)" if OWN_FILES.search(one.remedy) else ""
+    return remedies().get(one.id, one.remedy + ours)
+
+
 def proofs(id: str) -> dict[str, str]:
     """Planted bugs that the check must catch: id -> the bug."""
     from groundup.verify import faults  # noqa: F401  (registers them)
@@ -37,7 +53,10 @@ def proofs(id: str) -> dict[str, str]:
 
 
 def as_dict(one: Check) -> dict[str, Any]:
-    """{"id", "family", "stage", "bug", "symptom", "how": {face: docstring}, "remedy", "reference", "proofs", ...}."""
+    """{"id", "family", "stage", "bug", "symptom", "how": {face: docstring}, "remedy", "elsewhere", ...}.
+
+    elsewhere: the remedy for what is not groundup's own, where it is another.
+    """
     return {
         "id": one.id,
         "family": one.family,
@@ -46,6 +65,7 @@ def as_dict(one: Check) -> dict[str, Any]:
         "symptom": symptoms().get(one.id, ""),
         "how": {face: inspect.cleandoc(way.__doc__ or "") for face, way in one.ways().items()},
         "remedy": one.remedy,
+        "elsewhere": remedies().get(one.id, ""),
         "reference": one.reference,
         "proofs": proofs(one.id),
         "false_alarm": one.false_alarm,
@@ -62,6 +82,7 @@ def as_text(one: Check) -> str:
     for face, how in said["how"].items():
         lines += [f"Measured on a {face}:", *("  " + line for line in how.splitlines()), ""]
     lines += [f"Remedy     {said['remedy']}"]
+    lines += [f"Elsewhere  {said['elsewhere']}"] if said["elsewhere"] else []
     if said["reference"]:
         lines += [f"Reference  {said['reference']}"]
     lines += [f"Catches    {id}: {bug}" for id, bug in said["proofs"].items()]
@@ -80,6 +101,8 @@ def as_markdown(one: Check) -> str:
         on = "" if len(said["how"]) == 1 and face == "recipe" else f" on a {face}"
         lines += [f"*Measured{on}.* {_paragraphs(how)}", ""]
     lines += [f"*Fix.* {_escaped(said['remedy'])}", ""]
+    if said["elsewhere"]:
+        lines += [f"*Fix in a model that is not groundup's.* {_escaped(said['elsewhere'])}", ""]
     if said["reference"]:
         lines += [f"*Read.* {linked(said['reference'])}.", ""]
     if said["proofs"]:

@@ -139,10 +139,17 @@ class Checkpoint:
             raise NotApplicable(f"{self.parameters:,} parameters in fp32 do not fit {memory / 1e9:.0f} GB of memory")
         if "auto_map" in self.config:
             raise NotApplicable("its code lies in the folder, and is not run here")
+        if (quantised := self.config.get("quantization_config")) is not None:
+            method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+            raise NotApplicable(
+                f"its weights are quantised ({method or quantised!s:.40}): give the folder it was made of"
+            )
         try:
             transformers = library()
         except UserError as error:
             raise NotApplicable(str(error)) from error
+        if (reason := _unknown(transformers, self.config.get("model_type"))) != "":
+            raise NotApplicable(reason)
         try:
             with silent():
                 model, said = transformers.AutoModelForCausalLM.from_pretrained(
@@ -304,6 +311,19 @@ def library() -> Any:
     except ImportError as error:
         raise missing_extra("hf", "transformers") from error
     return transformers
+
+
+def _unknown(transformers: Any, kind: Any) -> str:
+    """Why the installed transformers has no language model for a model_type; "" where it has one, or none is named."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not isinstance(kind, str) or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return ""
+    known = kind in transformers.CONFIG_MAPPING
+    what = "makes no language model of" if known else "does not know"
+    return f"transformers {transformers.__version__} {what} model_type {kind!r}" + (
+        "" if known else ": a newer one may"
+    )
 
 
 @contextmanager

@@ -31,14 +31,15 @@ from groundup.verify import draw
 from groundup.verify.adapter import Adapter, Step, redraw
 from groundup.verify.fault import swapped
 
-CONTEXT = 64  # longest row that is asked for: past a small model's window, and quick
+CONTEXT = 128  # longest row that is asked for: past a small model's window, and quick
 PACKED = {"c_attn": 3, "qkv_proj": 3, "gate_up_proj": 2}  # parts of one matrix, along its outputs
 
 
 def of_transformers(module: Any, tokenizer: Any = None) -> Adapter:
     """An Adapter of a transformers model with a language modelling head.
 
-    A model in half precision is looked at in a copy in fp32, since rounding to 8 bits hides what the checks look for.
+    A model in half precision is looked at in a copy in fp32, since rounding to 8 bits hides what the checks look for;
+    one in fp64 too, since transformers' masks of fp64's lowest number are -inf to its softmax in fp32.
     Errors: UserError without transformers, or for a model that is not causal.
     """
     try:
@@ -50,7 +51,7 @@ def of_transformers(module: Any, tokenizer: Any = None) -> Adapter:
         raise UserError(f"{name} is not a causal language model with a head; give what AutoModelForCausalLM gives")
     if hasattr(module.config, "vision_config") or hasattr(module.config, "audio_config"):
         raise UserError(f"{name} reads more than text; only models of text alone are looked at")
-    if any(p.is_floating_point() and p.dtype not in (torch.float32, torch.float64) for p in module.parameters()):
+    if any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters()):
         module = copy.deepcopy(module).float()
     takes = set(inspect.signature(module.forward).parameters)
     return Adapter(
@@ -68,7 +69,32 @@ def of_transformers(module: Any, tokenizer: Any = None) -> Adapter:
         fresh=partial(_fresh, module),
         redraw=_redraw,
         pieces=pieces,
+        pad=_padding(module.config),
+        loss_over=partial(_loss, module) if "labels" in takes and _counts_items(module) else None,
+        recompute=partial(_recompute, module) if getattr(module, "supports_gradient_checkpointing", False) else None,
     )
+
+
+def _padding(config: Any) -> int | None:
+    """The config's padding, if it is no other special token too: some families count positions by it."""
+    pad = getattr(config, "pad_token_id", None)
+    others = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
+    named = {n for one in others for n in (one if isinstance(one, list) else [one])}
+    return pad if isinstance(pad, int) and pad >= 0 and pad not in named else None
+
+
+def _counts_items(module: Any) -> bool:
+    """Whether Trainer counts on the model to divide by `num_items_in_batch`: by its word, or by its open arguments."""
+    takes = inspect.signature(module.forward).parameters.values()
+    return bool(getattr(module, "accepts_loss_kwargs", any(p.kind is p.VAR_KEYWORD for p in takes)))
+
+
+def _recompute(module: Any, on: bool) -> None:
+    """Activations computed anew in the backward pass, or kept. The name is another since transformers 5."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        switch = getattr(module, f"{name}_{'enable' if on else 'disable'}", None)
+        if switch is not None:
+            return switch()
 
 
 def _context(config: Any) -> int:
@@ -112,7 +138,8 @@ def _forward(module: Any, tokens: Tensor, **given: Any) -> Any:
     takes = inspect.signature(module.forward).parameters
     given = {"use_cache": False, **given}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    given = {name: value for name, value in given.items() if name in takes or (open_ended and name == "use_cache")}
+    always = ("use_cache", "num_items_in_batch")
+    given = {name: value for name, value in given.items() if name in takes or (open_ended and name in always)}
     here = module.get_input_embeddings().weight.device
     given = {name: value.to(here) if isinstance(value, Tensor) else value for name, value in given.items()}
     return module(input_ids=tokens.to(here), return_dict=True, **given)
@@ -151,15 +178,16 @@ def _decoder(module: Any, tokens: Tensor, real: Tensor) -> tuple[Tensor, Step]:
     return found.logits, step
 
 
-def _loss(module: Any, tokens: Tensor, targets: Tensor) -> Tensor:
+def _loss(module: Any, tokens: Tensor, targets: Tensor, items: int | None = None) -> Tensor:
     """Through `labels`, which transformers shifts by one: labels[t + 1] is what follows tokens[t].
 
     A token more is appended, so that the last place has a label too. Router losses are left out: they are no part of
-    the mean over scored places.
+    the mean over scored places. items: what the sum is divided by, as Trainer hands it over (`num_items_in_batch`).
     """
+    counted = {} if items is None else {"num_items_in_batch": torch.tensor(items)}
     rows = F.pad(tokens, (0, 1), value=0)
     labels = F.pad(targets, (1, 0), value=-100)
-    return _forward(module, rows, labels=labels, output_router_logits=False).loss
+    return _forward(module, rows, labels=labels, output_router_logits=False, **counted).loss
 
 
 def _fresh(module: Any, seed: int) -> Adapter:

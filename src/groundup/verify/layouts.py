@@ -18,7 +18,7 @@ KNOWN = (
     "prompt, and answer), multiple choice (question, choices and the right one), labelled text (text and label), text"
 )
 ROLES = {
-    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("system", "developer"), "system"),  # OpenAI's later name for it
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),  # the assistant's, answered by a tool
@@ -196,8 +196,10 @@ def _choice(fields: Mapping[str, Any]) -> Example | None:
     choices = _choices(fields)
     if ask is None or gold is None or not choices:
         return None
+    names = _names(fields)
+    right = choices[names.index(str(fields[gold]))] if str(fields[gold]) in names else fields[gold]
     before = f"{_text(fields, 'context')}\n\n" if isinstance(fields.get("context"), str) else ""
-    return multiple_choice(before + _text(fields, ask), choices, fields[gold])
+    return multiple_choice(before + _text(fields, ask), choices, right)
 
 
 def multiple_choice(ask: str, choices: Sequence[str], gold: Any) -> Example:
@@ -216,6 +218,13 @@ def _choices(fields: Mapping[str, Any]) -> list[str]:
         if isinstance(given, list) and all(isinstance(one, str) for one in given):
             return list(given)
     return [str(fields[f"ans{n}"]) for n in range(10) if f"ans{n}" in fields]
+
+
+def _names(fields: Mapping[str, Any]) -> list[str]:
+    """What the choices are called, where the row says so: ["A", "B"], or ["1", "2"] counted from one (ARC)."""
+    given = next((fields[name] for name in ("choices", "endings", "options") if name in fields), None)
+    names = given.get("label") if isinstance(given, Mapping) else None
+    return [str(name) for name in names] if isinstance(names, list) and len(names) == len(_choices(fields)) else []
 
 
 # ---- fields ----

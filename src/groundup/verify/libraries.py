@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,12 @@ class Ours(OutsideTokenizer):
         names["pad_token"] = names["eos_token"]
         given = [dict(message) for message in messages]
         return compiled(self.given.chat_template).render(
-            messages=given, add_generation_prompt=prompt, tools=tools, documents=None, **names
+            messages=given,
+            add_generation_prompt=prompt,
+            tools=tools,
+            documents=None,
+            strftime_now=lambda form: datetime.now().strftime(form),
+            **names,
         )
 
     def _name(self, i: int | None) -> str:
@@ -311,7 +317,7 @@ class Plain(OutsideTokenizer):
 
     @cached_property
     def size(self) -> int:
-        found = (getattr(self.given, name, None) for name in ("vocab_size", "n_vocab"))
+        found = (getattr(self.given, name, None) for name in ("vocab_size", "n_vocab", "__len__"))
         told = next((one() if callable(one) else one for one in found if one is not None), None)
         return int(told) if told is not None else 0
 

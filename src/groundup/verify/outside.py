@@ -134,6 +134,41 @@ class OutsideTokenizer:
 
     # ---- what all have ----
 
+    refusal = ""  # what it said when it last refused a text
+
+    def tried(self, text: str) -> list[int] | None:
+        """`encode`, or None where the tokenizer refuses the text with an error: that is loud, so nothing is lost."""
+        try:
+            return self.encode(text)
+        except (LookupError, ValueError) as error:
+            self.refusal = f"{type(error).__name__}: {error}"[:120]
+            return None
+
+    def readable(self, texts: Sequence[str]) -> list[str]:
+        """The texts, without the characters that it refuses; those that it refuses even so are left out.
+
+        NotApplicable where nothing is left.
+        """
+        kept = []
+        for text in texts:
+            if self.tried(text) is None:
+                text = "".join(c for c in text if self._knows(c))
+                if not text or self.tried(text) is None:
+                    continue
+            kept.append(text)
+        if not any(kept):
+            raise NotApplicable(f"it refuses every text ({self.refusal})")
+        return kept
+
+    def _knows(self, character: str) -> bool:
+        if character not in self._known:
+            self._known[character] = self.tried(character) is not None
+        return self._known[character]
+
+    @cached_property
+    def _known(self) -> dict[str, bool]:
+        return {}
+
     @cached_property
     def size(self) -> int:
         return max([*self.vocabulary().values(), *self.added.values(), *self.specials.values()], default=-1) + 1

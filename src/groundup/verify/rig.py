@@ -208,7 +208,6 @@ def make_job(
 ) -> Job:
     return Job(
         name="verify",
-        key="verify",
         model=model,
         objective=objective or subject.objective,
         source=source,
@@ -216,7 +215,7 @@ def make_job(
         folder=folder,
         reporter=Reporter(quiet=True),
         on_warning=lambda text: None,  # the checks make steps go wrong on purpose
-        **{"seed": 0, **more},
+        **{"seed": 0, "key": "verify", **more},
     )
 
 
@@ -248,10 +247,11 @@ def recorded_gradient(subject: Subject, model: Transformer, parts: list[Batch], 
 
 @dataclass
 class Run:
-    """What a micro training run left: final tensors (weights and optimizer state), and the rows of its log."""
+    """What a micro training run left: final tensors (weights and optimizer state), the rows of its log, its metrics."""
 
     tensors: dict[str, Tensor]
     rows: list[dict[str, Any]]
+    summary: dict[str, Any]  # what the stage would record
 
     def differing(self, other: Run) -> list[str]:
         """Names whose tensors are not bit-equal."""
@@ -270,9 +270,11 @@ def run(
     *,
     model_seed: int = 0,
     seed: int = 0,
+    key: str = "verify",
     validate: Callable[[], dict[str, float]] | None = None,
     sample: Callable[[int], None] | None = None,
     keep: Callable[[Transformer], None] | None = None,
+    objective: Objective | None = None,
     dropout: float = 0.1,
     **changes: Any,
 ) -> Run:
@@ -284,11 +286,16 @@ def run(
     if keep is not None:
         keep(model)
     section = subject.section(**changes)
-    loop.train(make_job(subject, model, source, section, folder, seed=seed, validate=validate, sample=sample))
+    given: dict[str, Any] = {"seed": seed, "key": key, "validate": validate, "sample": sample}
+    summary = loop.train(make_job(subject, model, source, section, folder, objective, **given))
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
     tensors = {**model.state_dict(), **_optimizer_state(last)}
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return Run({name: t.detach().clone() for name, t in tensors.items()}, rows)
+    return Run({name: t.detach().clone() for name, t in tensors.items()}, logged(folder), summary)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def _optimizer_state(checkpoint: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,13 @@ from groundup.verify.layouts import KNOWN, Example, Kind, multiple_choice, read
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 SIBLINGS = ("test", "validation", "valid", "val", "dev", "eval")  # beside a file called train
 TUNED = ("conversations", "pairs", "problems")  # what the tuning stages hold a part out of
-# system, user, assistant, call, tool: whole conversations, and those that an answer is to follow
-_TURNS = re.compile(r"s?(u(ct?)*a)+")
-_BEFORE = re.compile(r"s?(u(ct?)*a)*u(ct)*")
+# system, user, assistant, call, tool: whole conversations, and those that an answer is to follow. Calls and what tools
+# answer may come several at a time; a call can be written into the assistant's own words.
+_TURNS = re.compile(r"s?(u(ct*|at+)*a)+")
+_BEFORE = re.compile(r"s?(u(ct*|at+)*a)*u(ct*|at+)*")
+_FRACTION = re.compile(r"[-+]?\d*\.\d+(?:e[-+]?\d+)?", re.I)
+_NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?", re.I)
+WORDS = 5  # fewer, and two people say the same by chance
 Read = tuple[int, "dict[str, Any] | None", str]  # (number from 1, row, or None and why there is none)
 
 
@@ -64,14 +68,35 @@ class Row:
         return said + (self.answers if self.example.kind != "conversations" else [])
 
     @cached_property
+    def before(self) -> formats.Messages:
+        """What stands before the last answer; nothing of a text."""
+        one = self.example
+        last = max((n for n, m in enumerate(one.messages) if m["role"] == "assistant"), default=len(one.messages))
+        return one.messages[:last] if one.kind == "conversations" else one.messages
+
+    @cached_property
     def asked(self) -> str:
         """What the last answer answers, as one text that is equal for equal prompts, white space and case apart."""
         one = self.example
         if self.holds_text:
             return hold_out.folded(one.text)
-        last = max((n for n, m in enumerate(one.messages) if m["role"] == "assistant"), default=len(one.messages))
-        said = one.messages[:last] if one.kind == "conversations" else one.messages
-        return json.dumps([[m["role"], hold_out.folded(m["content"])] for m in said] + sorted(one.choices))
+        return json.dumps([[m["role"], hold_out.folded(m["content"])] for m in self.before] + sorted(one.choices))
+
+    @cached_property
+    def likeness(self) -> str:
+        """As `asked`, equal for prompts that differ by punctuation too (`hold_out.alike`); "" of under five words."""
+        one = self.example
+        if self.holds_text:
+            said = hold_out.alike(one.text)
+            return said if len(said.split()) >= WORDS else ""
+        told = [(m["role"], hold_out.alike(m["content"])) for m in self.before]
+        enough = sum(len(text.split()) for role, text in told if role == "user") >= WORDS
+        return json.dumps([told, sorted(one.choices)]) if enough else ""
+
+    @cached_property
+    def user_says(self) -> str:
+        """All that the user says, joined; of a text nothing."""
+        return "\n".join(m["content"] for m in self.messages if m["role"] == "user")
 
     @cached_property
     def opening(self) -> str:
@@ -135,6 +160,10 @@ class Rows:
         beside: dict[str, Rows] | None = None,
         files: Sequence[Path] = (),
     ) -> None:
+        if _scores(rows := list(rows)):
+            rows = [
+                replace(r, example=replace(r.example, kind="texts")) if r.example.kind == "labels" else r for r in rows
+            ]
         kinds = Counter(row.example.kind for row in rows)
         self.name, self.files, self.beside = name, {path.resolve() for path in files}, beside or {}
         self.holds: Kind = kinds.most_common(1)[0][0] if kinds else "texts"
@@ -165,6 +194,12 @@ class Rows:
             name: [row for row, item in zip(self.rows, items, strict=True) if (id(item) in out) == held]
             for name, held in both
         }
+
+
+def _scores(rows: list[Row]) -> bool:
+    """Whether what looks like labels is numbers to be met, some of them fractions: scores, and no classes."""
+    labels = [str(row.example.answer).strip() for row in rows if row.example.kind == "labels"]
+    return all(map(_NUMBER.fullmatch, labels)) and any(map(_FRACTION.fullmatch, labels))
 
 
 # ---- opening ----

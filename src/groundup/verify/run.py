@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 import traceback
 import zlib
@@ -18,6 +17,7 @@ from groundup.errors import did_you_mean, problems
 from groundup.verify import (
     checks,  # noqa: F401  (importing it registers every check)
     draw,
+    explain,
 )
 from groundup.verify.check import FAMILIES, REGISTRY, STAGES, Check, Face, Measurement, NotApplicable
 from groundup.verify.costs import cost
@@ -148,18 +148,12 @@ def _run(one: Check, target: Target) -> Result:
         bound,
         direction,
         one.bug,
-        _remedy(one, target),
+        explain.remedy(one, target.kind),
         one.reference,
         note,
         round(time.perf_counter() - begun, 3),
         skipped,
     )
-
-
-def _remedy(one: Check, target: Target) -> str:
-    """Where to look; said of groundup's own files, which somebody else's model does not have."""
-    ours = target.kind in ("model", "checkpoint", "tokenizer") and re.search(r"\b\w+/\w+\.py", one.remedy)
-    return f"{one.remedy} (The files named are groundup's: look at what does this in yours.)" if ours else one.remedy
 
 
 def _measured(one: Check, target: Target) -> Measurement:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundup.data import prepare
 from groundup.data.shard import Shard, ShardSet
@@ -30,6 +30,9 @@ from groundup.verify.adapter import Adapter
 from groundup.verify.check import Face
 from groundup.verify.corpus import MICRO_CORPUS, write_corpus
 from groundup.verify.micro import micro_config, wake
+
+if TYPE_CHECKING:
+    from groundup.verify.staged import Staged
 
 CHAT_CONTEXT = 512
 
@@ -125,6 +128,13 @@ class Subject:
             "muon_learning_rate": 2e-2,
         }
         return given.model_copy(update={**small, **changes})
+
+    @cached_property
+    def staged(self) -> dict[str, Staged]:
+        """What each training stage hands to the loop, by its name; see staged.py."""
+        from groundup.verify.staged import stages  # it stands on this
+
+        return stages(self)
 
     # ---- tokenizer and chat ----
 

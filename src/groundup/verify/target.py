@@ -6,7 +6,9 @@ model        adapter.Adapter               a recipe (its micro model), a checkpo
 tokenizer    outside.OutsideTokenizer      a checkpoint, a tokenizer folder, somebody's own module
 checkpoint   outside.Checkpoint            a Hugging Face folder
 dataset      rows.Rows                     a file of rows, a recipe's tuning sources
-run          record.rundir.RunDir          a run with trained models
+vitals       train.vitals.Vitals           a training stage at some of its steps
+export       handed.Export                 a folder that `groundup export` has just written
+gguf         handed.Export                 a GGUF file likewise
 """
 
 from __future__ import annotations

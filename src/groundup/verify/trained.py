@@ -15,8 +15,10 @@ from groundup.train import loop
 from groundup.train.objective import Objective
 from groundup.train.vitals import Vitals
 from groundup.tune import dpo
+from groundup.tune.pack import PackedChats
 from groundup.verify import healthy, rig
 from groundup.verify.checks import tune
+from groundup.verify.corpus import CONVERSATIONS
 from groundup.verify.subject import Subject
 from groundup.verify.watch import Running
 
@@ -40,17 +42,17 @@ def looked_at(
         found.append(replace(vitals, history=list(vitals.history)))
 
     with subject.scratch() as folder:
-        known = {"config": model.config, "precision": "fp32", **(facts or {})}
+        chosen = subject.section(**section)
+        known = {"config": model.config, "precision": chosen.precision, "context": CONTEXT, **(facts or {})}
         job = rig.make_job(
-            subject, model, source, subject.section(**section), folder, objective,
-            watch=keep, facts=known, validate=validate,
+            subject, model, source, chosen, folder, objective, watch=keep, facts=known, validate=validate
         )  # fmt: skip
         job.name = name
         loop.train(job)
     return found
 
 
-def pretraining(steps: int = 6, look: int = -1, batch: int = 4, **sections: Any) -> Running:
+def pretraining(steps: int = 6, look: int = -1, batch: int = 4, precision: str = "fp32", **sections: Any) -> Running:
     """A micro model of the healthy base on micro shards; the vital signs of one of its looks."""
     subject = healthy.subject(sections)
     model = subject.build_model(awake=False, vocab_size=subject.micro_tokenizer.vocab_size)
@@ -71,9 +73,18 @@ def pretraining(steps: int = 6, look: int = -1, batch: int = 4, **sections: Any)
     }
     looks = looked_at(
         subject, model, source, validate=validate, facts=facts,
-        steps=steps, batch_size=batch, validate_every=max(1, steps // 2), warmup=0.0,
+        steps=steps, batch_size=batch, validate_every=max(1, steps // 2), warmup=0.0, precision=precision,
     )  # fmt: skip
     return Running(looks[look])
+
+
+def tuning(**sections: Any) -> Running:
+    """SFT's first step, on packed conversations."""
+    subject = healthy.subject(sections)
+    model = subject.chat_model()
+    chats = [subject.render(messages) for messages in CONVERSATIONS] * 3
+    source = PackedChats(chats, model.config.context, 4, 2, subject.tokenizer.eos, 1)
+    return Running(looked_at(subject, model, source, name="sft", steps=1)[0])
 
 
 def preferring(**sections: Any) -> Running:

@@ -7,7 +7,8 @@ bounds are rounding's (`Adapter.rounding`), since how somebody else's kernels cu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import torch
@@ -15,29 +16,83 @@ from torch import Tensor
 
 from groundup.verify.adapter import Adapter
 from groundup.verify.check import Measurement, NotApplicable, also, check, violations
+from groundup.verify.modes import routes
 from groundup.verify.rig import largest
 
 LENGTH = 24  # tokens in a row, at most what the smallest context holds
+LONG = 128  # tokens in the longest row, of a model whose context is longer
+EVERY = 3e9  # parameters times tokens up to which each place of a row has a forward pass of its own
 SCORED = 20  # tokens in a row whose loss is asked for: a model that shifts labels itself is handed one more
 COPIED = 2e8  # parameters of which a second copy is made
 TRAINED = 2e7  # parameters that are trained for a few steps
 
 
+def reach(adapter: Adapter) -> int:
+    """Tokens in the longest row that is asked for, decoding apart: the context, `LONG` at most."""
+    return min(adapter.context, LONG)
+
+
+def telling(adapter: Adapter, scale: float) -> float:
+    """The same scale. NotApplicable where weights stay in half precision: what is small is lost in their rounding."""
+    if adapter.rounding(1.0) > 0.05:
+        raise NotApplicable("the module does not run in fp32, and rounding to 8 bits hides what is to be seen here")
+    return scale
+
+
+def has_router(adapter: Adapter) -> bool:
+    """Whether a forward pass chooses among numbers of its own."""
+    tokens = adapter.tokens(1, LENGTH)
+    return routes(lambda: adapter.ask(tokens))
+
+
+def settled(run: Callable[[Adapter, int], Measurement]) -> Callable[[Adapter], Measurement]:
+    """A way of looking, once more with other weights and tokens where it has failed on a model that has a router.
+
+    In another batch an expert's matmul is cut otherwise, and a router that was undecided to the last bit sends a token
+    elsewhere: of 10,000 choices among 128 experts about one in a hundred such rows has one. A bug fails both times.
+    """
+
+    @wraps(run)
+    def way(adapter: Adapter) -> Measurement:
+        found = run(adapter, 0)
+        if found.passed or not has_router(adapter):
+            return found
+        again = run(adapter, 1000)
+        return again if again.passed else found
+
+    del way.__wrapped__  # type: ignore[attr-defined]  # its signature is a check's
+    return way
+
+
+def _places(adapter: Adapter, n: int) -> list[int]:
+    """Places 1 to n - 1 of a row: all, if the model is small; else some, the last among them."""
+    if sum(p.numel() for p in adapter.module.parameters()) * n * n <= EVERY:
+        return list(range(1, n))
+    return sorted({1, 7, 12, 23, *(n * k // 8 - 1 for k in range(4, 9))} & set(range(1, n)))
+
+
 @also("causality", "model")
-def causality(adapter: Adapter) -> Measurement:
-    """Largest change of a logit before place t when only the tokens from t on change, t = 1, 7, 12, 23.
+@settled
+def causality(adapter: Adapter, more: int) -> Measurement:
+    """Largest change of a logit before place t when only the tokens from t on change: for each t of a row as long as
+    the context (128 at most), in a model of many parameters for t = 1, 7, 12, 23 and some behind.
 
     Rounding alone (`Adapter.rounding`): a masked score has weight 0, but another batch may be summed in another order.
     Places whose own token changes nothing are counted as infinite: a model deaf to its input would pass.
     """
-    with adapter.awake():
-        tokens = adapter.tokens(3, LENGTH, seed=3)
-        before, other, worst = adapter.ask(tokens), adapter.other(tokens), 0.0
-        for cut in (1, 7, 12, 23):
-            after = adapter.ask(torch.where(torch.arange(LENGTH) < cut, tokens, other))
-            worst = max(worst, largest(after[:, :cut] - before[:, :cut]))
-            if torch.equal(after[:, cut], before[:, cut]):
-                return Measurement(float("inf"), 0.0, f"token {cut} changes nothing")
+    n = reach(adapter)
+    with adapter.awake(more):
+        tokens = adapter.tokens(3, n, seed=3 + more)
+        before, other, worst, slots = adapter.ask(tokens), adapter.other(tokens), 0.0, torch.arange(n)
+        for some in torch.tensor(_places(adapter, n)).split(32):
+            of, own = torch.arange(len(some)) % 3, torch.arange(len(some))
+            early = slots < some[:, None]
+            after = adapter.ask(torch.where(early, tokens[of], other[of]))
+            changed = (after - before[of]).abs().amax(-1)
+            worst = max(worst, largest(changed[early]))
+            deaf = (changed[own, some] == 0).nonzero()[:, 0].tolist()
+            if deaf:
+                return Measurement(float("inf"), 0.0, f"token {int(some[deaf[0]])} changes nothing")
         return Measurement(worst, adapter.rounding(largest(before)))
 
 
@@ -50,50 +105,79 @@ def causality(adapter: Adapter) -> Measurement:
     reference="bigscience-workshop/Megatron-DeepSpeed issue 335; kekzl/imp issue 1314",
     looks_at="model",
 )
-def rows_do_not_mix(adapter: Adapter) -> Measurement:
-    """Largest change of a row's logits when it is read alone, behind other rows, and in another order.
+@settled
+def rows_do_not_mix(adapter: Adapter, more: int) -> Measurement:
+    """Largest change of a row's logits when it is read alone, behind other rows, in another order, and last of twelve
+    of which eleven are one row (experts with room for their share of tokens are then full). Rows of 24 tokens, and of
+    the context's length (128 at most).
 
     The same numbers summed in another order: rounding (`Adapter.rounding`).
     """
-    with adapter.awake():
-        tokens = adapter.tokens(4, LENGTH, seed=5)
-        together = adapter.ask(tokens)
-        worst = max(largest(adapter.ask(tokens[r : r + 1])[0] - together[r]) for r in range(4))
-        order = torch.tensor([2, 0, 3, 1])
-        worst = max(worst, largest(adapter.ask(tokens[order]) - together[order]))
-        return Measurement(worst, adapter.rounding(largest(together)))
+    with adapter.awake(more):
+        worst, bound = 0.0, 0.0
+        for n in {LENGTH, reach(adapter)}:
+            tokens = adapter.tokens(4, n, seed=5 + more)
+            together = adapter.ask(tokens)
+            worst = max(worst, *(largest(adapter.ask(tokens[r : r + 1])[0] - together[r]) for r in range(4)))
+            order = torch.tensor([2, 0, 3, 1])
+            worst = max(worst, largest(adapter.ask(tokens[order]) - together[order]))
+            crowd = torch.tensor([0] * 11 + [1])
+            worst = max(worst, largest(adapter.ask(tokens[crowd])[-1] - together[1]))
+            bound = max(bound, adapter.rounding(largest(together)))
+        return Measurement(worst, bound)
+
+
+def packings(adapter: Adapter) -> list[tuple[int, ...]]:
+    """Lengths of the documents of a row: three short ones; in a longer context a long one behind, and many."""
+    n = reach(adapter)
+    if n == LENGTH:
+        return [(8, 9, 7)]
+    some, rest = divmod(n - 5, 11)
+    return [(8, 9, 7), (5, n - 5), (5, *[11] * some, *([rest] if rest else []))]
 
 
 @also("documents-isolated", "model")
-def documents_isolated(adapter: Adapter) -> Measurement:
-    """Largest change of a logit in documents B and C when only document A does (A, B, C packed in a row): rounding."""
+@settled
+def documents_isolated(adapter: Adapter, more: int) -> Measurement:
+    """Largest change of a logit outside a document when only that does, the first and the last but one of a row; of
+    three documents, of two and of many, in rows of 24 tokens and of the context (128 at most): rounding."""
     if adapter.documents is None:
         raise NotApplicable("the adapter has no `documents`: this model reads a row as one text")
-    with adapter.awake():
-        tokens = adapter.tokens(2, LENGTH, seed=6)
-        documents = torch.tensor([0] * 8 + [1] * 9 + [2] * 7).expand(2, -1)
-        changed = torch.where(documents == 0, adapter.other(tokens), tokens)
-        with torch.no_grad():
+    worst, bound = 0.0, 0.0
+    with adapter.awake(more), torch.no_grad():
+        for lengths in packings(adapter):
+            tokens = adapter.tokens(2, sum(lengths), seed=6 + more)
+            documents = torch.cat([torch.full((n,), d) for d, n in enumerate(lengths)]).expand(2, -1)
             before = adapter.checked(adapter.documents(tokens, documents), tokens)
-            after = adapter.checked(adapter.documents(changed, documents), tokens)
-        if torch.equal(before[:, :8], after[:, :8]):
-            return violations(["document A does not see itself"], 1)
-        return Measurement(largest(after[:, 8:] - before[:, 8:]), adapter.rounding(largest(before)))
+            for one in {0, len(lengths) - 2}:
+                its = documents == one
+                changed = torch.where(its, adapter.other(tokens), tokens)
+                after = adapter.checked(adapter.documents(changed, documents), tokens)
+                if torch.equal(before[its], after[its]):
+                    return violations([f"document {one + 1} does not see itself"], 1)
+                worst = max(worst, largest((after - before)[~its]))
+            bound = max(bound, adapter.rounding(largest(before)))
+        return Measurement(worst, bound)
 
 
 @also("packed-equals-alone", "model")
-def packed_equals_alone(adapter: Adapter) -> Measurement:
-    """Largest difference between the logits of each of three documents when packed in a row, and alone: rounding."""
+@settled
+def packed_equals_alone(adapter: Adapter, more: int) -> Measurement:
+    """Largest difference between the logits of each document when packed in a row, and alone; three documents, two and
+    many, in rows of 24 tokens and of the context (128 at most): rounding."""
     if adapter.documents is None:
         raise NotApplicable("the adapter has no `documents`: this model reads a row as one text")
-    with adapter.awake(), torch.no_grad():
-        tokens, lengths, worst, begin = adapter.tokens(2, LENGTH, seed=7), (8, 9, 7), 0.0, 0
-        documents = torch.cat([torch.full((n,), d) for d, n in enumerate(lengths)]).expand(2, -1)
-        packed = adapter.checked(adapter.documents(tokens, documents), tokens)
-        for n in lengths:
-            alone = adapter.ask(tokens[:, begin : begin + n])
-            worst, begin = max(worst, largest(packed[:, begin : begin + n] - alone)), begin + n
-        return Measurement(worst, adapter.rounding(largest(packed)))
+    worst, bound = 0.0, 0.0
+    with adapter.awake(more), torch.no_grad():
+        for lengths in packings(adapter):
+            tokens, begin = adapter.tokens(2, sum(lengths), seed=7 + more), 0
+            documents = torch.cat([torch.full((n,), d) for d, n in enumerate(lengths)]).expand(2, -1)
+            packed = adapter.checked(adapter.documents(tokens, documents), tokens)
+            for n in lengths:
+                alone = adapter.ask(tokens[:, begin : begin + n])
+                worst, begin = max(worst, largest(packed[:, begin : begin + n] - alone)), begin + n
+            bound = max(bound, adapter.rounding(largest(packed)))
+        return Measurement(worst, bound)
 
 
 @check(
@@ -105,34 +189,40 @@ def packed_equals_alone(adapter: Adapter) -> Measurement:
     reference="huggingface/transformers issue 48748; karpathy/nanochat issue 844",
     looks_at="model",
 )
-def prefix_reads_alike(adapter: Adapter) -> Measurement:
-    """Largest difference between the logits of a row's first n tokens, read alone, and within 24; n = 1, 2, 7, 16, 23.
+@settled
+def prefix_reads_alike(adapter: Adapter, more: int) -> Measurement:
+    """Largest difference between the logits of a row's first n tokens, read alone, and within a row of the context's
+    length (128 at most); n = 1, 2, 7, 16, 23, and every eighth of the longer row, less one.
 
     What causality cannot see: no later token needs to be looked at, that it is there is enough. Rounding.
     """
-    with adapter.awake():
-        tokens = adapter.tokens(2, LENGTH, seed=8)
+    full = reach(adapter)
+    with adapter.awake(more):
+        tokens = adapter.tokens(2, full, seed=8 + more)
         whole = adapter.ask(tokens)
-        worst = max(largest(adapter.ask(tokens[:, :n]) - whole[:, :n]) for n in (1, 2, 7, 16, 23))
+        cuts = {1, 2, 7, 16, 23, *(full * k // 8 - 1 for k in range(4, 9))}
+        worst = max(largest(adapter.ask(tokens[:, :n]) - whole[:, :n]) for n in sorted(cuts))
         return Measurement(worst, adapter.rounding(largest(whole)))
 
 
 @also("positions-matter", "model")
 def positions_matter(adapter: Adapter) -> Measurement:
-    """Smallest change of the logits two places after the first of two neighbours that change places, over four pairs;
-    of 8 rows the largest counts. It must be ten times what rounding alone can do.
+    """Smallest change of the logits two places after the first of two neighbours that change places, over four pairs,
+    and eight in a context that is longer; of 8 rows the largest counts. It must be ten times what rounding can do.
 
     A model without an encoding passes with two layers or more, where the order shows in what a token has seen: only a
     bag of words fails. `forward-is-its-definition` sees a missing rotation.
     """
     with adapter.awake():
-        tokens = adapter.tokens(8, LENGTH, seed=9)
+        n = reach(adapter) // 2 * 2
+        tokens = adapter.tokens(8, n, seed=9)
         tokens[:, 1::2] = torch.where(
             tokens[:, 1::2] == tokens[:, ::2], (tokens[:, ::2] + 1) % adapter.ids, tokens[:, 1::2]
         )
         before, least = adapter.ask(tokens), math.inf
-        for at in (0, 4, 10, 20):
-            order = torch.arange(LENGTH)
+        telling(adapter, 1.0)
+        for at in sorted({0, 4, 10, 20, *(n * k // 16 * 2 - 4 for k in range(5, 9))}):
+            order = torch.arange(n)
             order[[at, at + 1]] = order[[at + 1, at]]
             least = min(least, largest((adapter.ask(tokens[:, order]) - before)[:, at + 2]))
         return Measurement(least, 10 * adapter.rounding(largest(before)), direction=">=")
@@ -152,10 +242,12 @@ def past_is_used(adapter: Adapter) -> Measurement:
     tokens that the very next place does not feel.
 
     Felt: of two rows the larger change is above 100 times rounding; not felt: within rounding. What lies between,
-    as at the end of a window's reach through many layers, is not judged. A model that skips places on purpose in every
+    as at the end of a window's reach through many layers, is not judged. In a row of the context's length (128 at most)
+    not felt is what changes no bit, since far tokens are read softly. A model that skips places on purpose in every
     layer (dilated attention) fails by this definition.
     """
     with adapter.awake():
+        telling(adapter, 1.0)
         places, felt = torch.arange(LENGTH - 1), torch.zeros(LENGTH - 1, LENGTH)  # [changed, place]
         for row in adapter.tokens(2, LENGTH, seed=10):
             changed = row.repeat(LENGTH - 1, 1)
@@ -169,7 +261,33 @@ def past_is_used(adapter: Adapter) -> Measurement:
             found += [f"place {place} does not read token {j}, but token {first}" for j in deaf if j > first]
             if place - 1 in deaf:
                 found.append(f"place {place} does not read the token before it")
-        return violations(found, LENGTH * (LENGTH - 1) // 2)
+        looked = LENGTH * (LENGTH - 1) // 2
+        if reach(adapter) > LENGTH:
+            far, more = _unread_far(adapter, noise)
+            found, looked = found + far, looked + more
+        return violations(found, looked)
+
+
+def _unread_far(adapter: Adapter, noise: float) -> tuple[list[str], int]:
+    """(what is wrong, pairs looked at) in a row of the longest length, all weights as they are."""
+    n = reach(adapter)
+    places = torch.tensor([p - 1 for p in _places(adapter, n)])
+    row, felt = adapter.tokens(1, n, seed=42)[0], []
+    for some in places.split(32):
+        changed = row.repeat(len(some) + 1, 1)
+        own = torch.arange(len(some))
+        changed[own, some] = (changed[own, some] + 1) % adapter.ids
+        logits = adapter.ask(changed)  # the last is the row itself, of the same batch: what is not read changes no bit
+        felt.append((logits[:-1] - logits[-1]).abs().amax(-1))
+    moved, found = torch.cat(felt), []
+    for place in range(LENGTH, n):
+        before = places < place
+        deaf = places[before & (moved[:, place] == 0)].tolist()
+        first = min(places[before & (moved[:, place] > 100 * noise)].tolist(), default=place)
+        found += [f"place {place} does not read token {j}, but token {first}" for j in deaf if j > first]
+        if place - 1 in deaf:
+            found.append(f"place {place} does not read the token before it")
+    return found, int((places[:, None] < torch.arange(LENGTH, n)).sum())
 
 
 @check(
@@ -184,16 +302,20 @@ def past_is_used(adapter: Adapter) -> Measurement:
     ),
     looks_at="model",
 )
-def padding_changes_nothing(adapter: Adapter) -> Measurement:
-    """Largest difference between a row's logits alone, and padded into a batch of rows of 24, 17, 9 and 1 tokens, with
-    two kinds of filler. A masked weight is 0: rounding."""
+@settled
+def padding_changes_nothing(adapter: Adapter, more: int) -> Measurement:
+    """Largest difference between a row's logits alone, and padded into a batch: rows of 24, 17, 9 and 1 tokens, and in
+    a longer context rows of all of it (128 at most), of 7 less, 9 and 1; with two kinds of filler. A masked weight is
+    0: rounding."""
     if adapter.padded is None:
         raise NotApplicable("the adapter has no `padded`: rows of one length alone")
-    with adapter.awake(), torch.no_grad():
-        rows, worst, scale = adapter.tokens(4, LENGTH, seed=11), 0.0, 0.0
-        lengths = [LENGTH, 17, 9, 1]
-        for filler in (0, adapter.ids - 1):
-            tokens, real = laid(adapter, rows, lengths, LENGTH, filler)
+    n = reach(adapter)
+    with adapter.awake(more), torch.no_grad():
+        rows, worst, scale = adapter.tokens(4, n, seed=11 + more), 0.0, 0.0
+        wide = [([LENGTH, 17, 9, 1], 0), ([LENGTH, 17, 9, 1], adapter.ids - 1)]
+        wide += [([n, n - 7, 9, 1], adapter.ids - 1)] if n > LENGTH else []
+        for lengths, filler in wide:
+            tokens, real = laid(adapter, rows, lengths, max(lengths), filler)
             given = adapter.checked(adapter.padded(tokens, real), tokens)
             for r, n in enumerate(lengths):
                 alone = adapter.ask(rows[r : r + 1, :n])[0]
@@ -210,7 +332,8 @@ def laid(adapter: Adapter, rows: Tensor, lengths: list[int], width: int, filler:
 
 
 @also("cached-decode-equals-forward", "model")
-def cached_decode_equals_forward(adapter: Adapter) -> Measurement:
+@settled
+def cached_decode_equals_forward(adapter: Adapter, more: int) -> Measurement:
     """Largest difference between the logits of decoding with a cache and of one forward pass.
 
     Twice: rows of 3, 9 and 14 tokens, padded, and one row of 5; both are decoded until the longest row holds
@@ -219,8 +342,8 @@ def cached_decode_equals_forward(adapter: Adapter) -> Measurement:
     """
     if adapter.decoder is None:
         raise NotApplicable("the adapter has no `decoder`: no cache to look at")
-    with adapter.awake(), torch.no_grad():
-        rows = adapter.tokens(4, adapter.context, seed=12)
+    with adapter.awake(more), torch.no_grad():
+        rows = adapter.tokens(4, adapter.context, seed=12 + more)
         full, worst, where = adapter.ask(rows), 0.0, "nowhere"
         for group, lengths in ((slice(0, 3), [3, 9, 14]), (slice(3, 4), [5])):
             for name, n, off in _decoded(adapter, rows[group], full[group], lengths):
@@ -245,13 +368,14 @@ def _decoded(adapter: Adapter, rows: Tensor, full: Tensor, lengths: list[int]) -
 
 
 @also("causality-with-cache", "model")
-def causality_with_cache(adapter: Adapter) -> Measurement:
+@settled
+def causality_with_cache(adapter: Adapter, more: int) -> Measurement:
     """Largest change of what a short row is told, prefilled and in 8 steps, when only these are others: the filler in
     its padding, the tokens of the other row, what an earlier and longer request left behind. Rounding."""
     if adapter.decoder is None:
         raise NotApplicable("the adapter has no `decoder`: no cache to look at")
-    with adapter.awake(), torch.no_grad():
-        rows = adapter.tokens(2, LENGTH, seed=13)
+    with adapter.awake(more), torch.no_grad():
+        rows = adapter.tokens(2, LENGTH, seed=13 + more)
         other = torch.stack([rows[0], adapter.other(rows)[1]])
         ours = _told(adapter, rows, 0)
         _told(adapter, adapter.other(rows), adapter.ids - 1, first=16)
@@ -289,7 +413,7 @@ def forward_is_its_definition(adapter: Adapter) -> Measurement:
     from groundup.verify.hf import definition
 
     with adapter.awake():
-        tokens = adapter.tokens(2, LENGTH, seed=36)
+        tokens = adapter.tokens(2, reach(adapter), seed=36)
         try:
             expected = definition(adapter.module, tokens)
         except UserError as error:

@@ -76,7 +76,7 @@ def weights_are_finite(adapter: Adapter) -> Measurement:
     for name, p in module.named_parameters():
         for part, piece in adapter.pieces(name, p.detach()) if adapter.pieces else [(name, p)]:
             if piece.ndim >= 2:
-                alike.setdefault(_role(part), {})[part] = bool(piece.any())
+                alike.setdefault(role(part), {})[part] = bool(piece.any())
     found += [
         f"{part} is all zero"
         for full in alike.values()
@@ -113,9 +113,9 @@ def layers_start_unlike(adapter: Adapter) -> Measurement:
         same = {name for name, matrix in drawn.items() if torch.equal(matrix, again.get(name, matrix))}
         if drawn and len(same) == len(drawn):
             found.append("every matrix is the same from two seeds")
-        moving = {_role(name) for name in drawn.keys() - same}
-        found += [f"{name} is the same from two seeds" for name in sorted(same) if _role(name) in moving]
-        fixed = {name for name in same if _role(name) not in moving}
+        moving = {role(name) for name in drawn.keys() - same}
+        found += [f"{name} is the same from two seeds" for name in sorted(same) if role(name) in moving]
+        fixed = {name for name in same if role(name) not in moving}
     drawn = {name: matrix for name, matrix in _drawn(first).items() if name not in fixed}
     if not drawn and not found:
         raise NotApplicable("no matrix is drawn at random")
@@ -128,7 +128,7 @@ def layers_start_unlike(adapter: Adapter) -> Measurement:
     return violations(found, max(1, len(drawn)))
 
 
-def _role(name: str) -> str:
+def role(name: str) -> str:
     """A parameter's name without its layer's number, and its expert's."""
     return re.sub(r"\d+", "*", name)
 

@@ -107,29 +107,43 @@ def weights_are_finite(checkpoint: Checkpoint) -> Measurement:
     looks_at="checkpoint",
 )
 def weights_are_alive(checkpoint: Checkpoint) -> Measurement:
-    """Matrices that are zero throughout; rows of 8 and more elements that hold one value alone; norms of zeros where
-    not all are (Gemma's norms are stored as their distance from 1).
+    """Matrices that are zero throughout; rows of 8 and more elements that hold one value alone; columns of 8 and more
+    that are zero (half a matrix may be, where the parts of several devices were put together); norms of zeros where not
+    all are (Gemma's norms are stored as their distance from 1).
 
-    Embedding and head are left to `template-tokens-are-trained`, since rows that were never met stay what they were.
-    None may be: of random weights of any continuous distribution, a row is constant with probability 0.
+    Of embedding and head the columns alone: rows are left to `template-tokens-are-trained`, since those that were never
+    met stay what they were. None may be: of random weights of any continuous distribution, a row is constant and a
+    column zero with probability 0. Left out is Mamba's A_log, whose first column is ln 1.
     """
     found: list[str] = []
     vectors: dict[str, bool] = {}
     looked = 0
     for name, tensor in checkpoint.each():
-        if not tensor.is_floating_point() or name.endswith(EMBEDDINGS + HEADS) or EXTRAS.search(name):
+        if not tensor.is_floating_point() or name.endswith("A_log") or EXTRAS.search(name):
             continue
         looked += 1
         if tensor.ndim == 1 and name.endswith("weight"):
             vectors[name] = not tensor.float().any()
         elif tensor.ndim >= 2 and tensor.shape[-1] >= 8:
-            flat = tensor.float().flatten(0, -2)
-            same = int((flat.amax(1) == flat.amin(1)).sum())
-            if same:
-                found.append(f"{name}: {'all zero' if not flat.any() else f'{same} of {len(flat)} rows are constant'}")
+            found += [f"{name}: {dead}" for dead in _dead(tensor, not name.endswith(EMBEDDINGS + HEADS))]
     if not all(vectors.values()):
         found += [f"{name}: all zero" for name, zero in vectors.items() if zero]
     return violations(found, looked)
+
+
+def _dead(tensor: torch.Tensor, rows_too: bool) -> list[str]:
+    """What of a matrix, or of several in one tensor, is dead, in words."""
+    tensor = tensor.float()
+    if not tensor.any():
+        return ["all zero"]
+    found, flat = [], tensor.flatten(0, -2)
+    same = int((flat.amax(1) == flat.amin(1)).sum()) if rows_too else 0
+    if same:
+        found.append(f"{same} of {len(flat)} rows are constant")
+    empty = (tensor == 0).all(-2) if tensor.shape[-2] >= 8 else torch.zeros(0)
+    if int(empty.sum()):
+        found.append(f"{int(empty.sum())} of {empty.numel()} columns are zero")
+    return found
 
 
 @check(
@@ -146,7 +160,8 @@ def weights_are_alive(checkpoint: Checkpoint) -> Measurement:
 )
 def layers_are_distinct(checkpoint: Checkpoint) -> Measurement:
     """Matrices that are byte for byte another layer's of the same name; none may be, unless a model was made deeper by
-    copying its layers and never trained since.
+    copying its layers and never trained since. Matrices of one value alone are not compared (the zero points of a
+    quantised model are the same in all layers).
 
     Compared by checksum (CRC-32 and Adler-32, 64 bits: a chance of n^2 / 2^65 that two others agree).
     """
@@ -154,7 +169,7 @@ def layers_are_distinct(checkpoint: Checkpoint) -> Measurement:
     seen: dict[tuple[str, int, int], str] = {}
     found, looked = [], 0
     for name, tensor in checkpoint.each():
-        if tensor.ndim >= 2 and layer.search(f".{name}") and not EXTRAS.search(name) and tensor.float().any():
+        if tensor.ndim >= 2 and layer.search(f".{name}") and not EXTRAS.search(name) and _varied(tensor):
             looked += 1
             data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
             key = (layer.sub(".N.", f".{name}"), zlib.crc32(data), zlib.adler32(data))
@@ -164,6 +179,11 @@ def layers_are_distinct(checkpoint: Checkpoint) -> Measurement:
     if not looked:
         raise NotApplicable("no layers are found by their names")
     return violations(found, looked)
+
+
+def _varied(tensor: torch.Tensor) -> bool:
+    flat = tensor.flatten()
+    return flat.numel() > 0 and bool((flat.view(torch.uint8) if flat.element_size() == 1 else flat).ne(flat[0]).any())
 
 
 @check(
@@ -188,6 +208,8 @@ def stored_dtype_is_the_configs(checkpoint: Checkpoint) -> Measurement:
             sizes[str(dtype).removeprefix("torch.")] += torch.Size(shape).numel()
     config = checkpoint.config
     said = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
+    if "quantization_config" in config:
+        raise NotApplicable("the weights are quantised")
     if not sizes or not isinstance(said, str):
         raise NotApplicable("config.json names no dtype" if sizes else "the weights are quantised")
     said, most = said.removeprefix("torch."), sizes.most_common(1)[0][0]

@@ -67,12 +67,17 @@ def rows_are_readable(rows: Rows) -> Measurement:
     looks_at="dataset",
 )
 def text_is_clean(rows: Rows) -> Measurement:
-    """Rows with UTF-8 read as Latin-1 ("Ã©"), U+FFFD, control characters (NUL, C1), half a surrogate pair, or entities
-    and tags of HTML where neither code nor markup is what the text is about. None stands in text that people wrote."""
+    """Rows with UTF-8 read as Latin-1 ("Ã©") or GBK, U+FFFD, control characters (NUL, C1), half a surrogate pair, what
+    nobody sees (a byte-order mark, zero-width characters but where a script needs them, marks of direction without a
+    letter that is read from the right), or entities and tags of HTML where neither code nor markup is what the text is
+    about and nobody asks about such a tag. None stands in text that people wrote."""
 
     def wrong(row: Row) -> str:
         markup = traces.about_markup(text for _, text in row.contents)
-        return next((f"{where}: {what}" for where, text in row.contents for what in traces.broken(text, markup)), "")
+        found = [(what, f"{where}: {what}") for where, text in row.contents for what in traces.broken(text, markup)]
+        if any(what.startswith("HTML") for what, _ in found) and traces.about_marks(row.user_says):
+            found = [one for one in found if not one[0].startswith("HTML")]
+        return found[0][1] if found else ""
 
     return flawed(per_row(rows.rows, wrong), distinct(rows.rows))
 
@@ -87,13 +92,17 @@ def text_is_clean(rows: Rows) -> Measurement:
     looks_at="dataset",
 )
 def no_template_is_left(rows: Rows) -> Measurement:
-    """Rows whose contents hold a mark like <|im_end|>, [/INST], "### Response:" or an unfilled {{name}} outside of
-    code. Templates write these around contents; within one they belong to another template or to a failed parse."""
+    """Rows whose contents hold a mark like <|im_end|>, </s>, [PAD], [/INST], "### Response:" or an unfilled {{name}}
+    outside of code; or an answer that goes on with the next question ("User: ..." on a line of its own) where no
+    dialogue was asked for. Templates write these around contents; within one they belong to another template, to a
+    failed parse or to a generation that did not stop. Marks that are asked about, or stand in quotes, are what the row
+    is about. Rejected answers may run on: that is what is wrong with them."""
 
     def wrong(row: Row) -> str:
-        markup = traces.about_markup(text for _, text in row.contents)
-        marks = ((where, traces.template(text, markup)) for where, text in row.contents)
-        return next((f"{where}: {mark}" for where, mark in marks if mark), "")
+        markup, asked = traces.about_markup(text for _, text in row.contents), row.user_says
+        marks = ((where, traces.template(text, markup, asked)) for where, text in row.contents)
+        more = ((where, traces.runs_on(text, asked)) for where, text in row.answers if where != "rejected")
+        return next((f"{where}: {mark}" for where, mark in (*marks, *more) if mark), "")
 
     return flawed(per_row(rows.rows, wrong), distinct(rows.rows))
 
@@ -109,15 +118,15 @@ def no_template_is_left(rows: Rows) -> Measurement:
 )
 def prompts_are_not_empty(rows: Rows) -> Measurement:
     """Rows in which a user says nothing, or in which what is to be labelled is empty; "<noinput>", "N/A" and the like
-    are nothing too, and so they are behind an instruction."""
+    are nothing too, and so they are behind an instruction; "..." there is a place to go on from."""
 
     def wrong(row: Row) -> str:
         asked = [m["content"] for m in row.messages if m["role"] == "user"]
         asked += [row.example.text] if row.holds_text else []
         if not asked:
             return "no user says anything"
-        parts = [part for text in asked for part in (text, text.rpartition("\n\n")[2] or text)]
-        return next((short(text) for text in parts if traces.is_no_answer(text)), "")
+        behind = [part for text in asked if (part := text.rpartition("\n\n")[2].strip()) not in ("", "...", "\u2026")]
+        return next((short(text) for text in (*asked, *behind) if traces.is_no_answer(text)), "")
 
     return flawed(per_row(rows.rows, wrong), distinct(rows.rows))
 
@@ -262,7 +271,8 @@ def _leaves(value: Any) -> Iterator[str]:
 )
 def answers_are_not_empty(rows: Rows) -> Measurement:
     """Rows with an answer (of a pair: either; of labelled text: a label) that is empty, white space, or "N/A", "None",
-    "<noinput>" and their like. Each is a row that was never filled: none is the bound."""
+    "<noinput>" and their like, unless that is what was asked for ("How many are left?" "None."). Each is a row that was
+    never filled: none is the bound."""
 
     def wrong(row: Row) -> str:
         if rows.holds in ("labels", "choices"):
@@ -273,7 +283,9 @@ def answers_are_not_empty(rows: Rows) -> Measurement:
             return "" if row.example.text.strip() else "no text"
         if not row.answers:
             return "nobody answers"
-        return next((f"{what} {short(text)}" for what, text in row.answers if traces.is_no_answer(text)), "")
+        asked = "\n".join(m["content"] for m in row.messages if m["role"] in ("system", "user"))
+        empty = (f"{what} {short(text)}" for what, text in row.answers if traces.is_unanswered(text, asked))
+        return next(empty, "")
 
     return flawed(per_row(rows.rows, wrong), distinct(rows.rows))
 

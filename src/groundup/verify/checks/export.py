@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from io import StringIO
@@ -22,6 +22,7 @@ from groundup.model.interchange.tensors import INDEX
 from groundup.model.storage import load_model
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.audit import ADVERSARIAL
+from groundup.tokenizer.chat import Rendered
 from groundup.tokenizer.foreign import ForeignTokenizer
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.verify import rig
@@ -98,7 +99,11 @@ def logits_apart(subject: Subject, model: Transformer, theirs: torch.nn.Module) 
 
     Both compute the same numbers in fp32, each with its own rounding.
     """
-    tokens = rig.random_tokens(subject, 2, model.config.context)
+    return logits_of_both(model, theirs, rig.random_tokens(subject, 2, model.config.context))
+
+
+def logits_of_both(model: Transformer, theirs: torch.nn.Module, tokens: Tensor) -> Measurement:
+    """`logits_apart` on given tokens."""
     ours = rig.logits_of(model, tokens)
     with torch.no_grad():
         other = theirs(tokens).logits.float()
@@ -240,6 +245,11 @@ def exported_tokenizer_is_ours(subject: Subject) -> Measurement:
         raise NotApplicable("a tokenizer that others trained opens as its own class where its own model is exported")
     with exported(subject, a_model(subject, ours), ours) as (folder, _), hushed(transformers):
         theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizers_apart(ours, theirs, subject.render)
+
+
+def tokenizers_apart(ours: Tokenizer, theirs: Any, render: Callable[..., Rendered]) -> Measurement:
+    """What `exported-tokenizer-is-ours` counts. render: (messages, prompt for an answer) -> as training sees it."""
     texts = [t for t in [*ADVERSARIAL, *MICRO_CORPUS[:20]] if not any(name in t for name in ours.special_ids)]
     found = []
     for text in texts:
@@ -248,7 +258,7 @@ def exported_tokenizer_is_ours(subject: Subject) -> Measurement:
             found.append(repr(text[:30]))
     for n, messages in enumerate(PLAIN):
         for prompt in (False, True):
-            rendered = subject.render(messages, prompt).ids
+            rendered = render(messages, prompt).ids
             options = {"add_generation_prompt": prompt}
             ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
             text = theirs.apply_chat_template(messages, tokenize=False, **options)
@@ -275,10 +285,15 @@ def exported_model_stops(subject: Subject) -> Measurement:
     expressible(subject)
     tokenizer = subject.tokenizer
     with exported(subject, a_model(subject, tokenizer), tokenizer) as (folder, _):
-        config, generation, names = (
-            json.loads((folder / name).read_text())
-            for name in ("config.json", "generation_config.json", "tokenizer_config.json")
-        )
+        return stops_apart(folder, tokenizer)
+
+
+def stops_apart(folder: Path, tokenizer: Tokenizer) -> Measurement:
+    """What `exported-model-stops` counts."""
+    config, generation, names = (
+        json.loads((folder / name).read_text())
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
     ends = generation["eos_token_id"]
     eos = names["eos_token"]
     eos = eos["content"] if isinstance(eos, dict) else eos

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from groundup.errors import UserError
+from groundup.model.config import ModelConfig
 from groundup.model.interchange import gguf as to_gguf
 from groundup.model.interchange import hf
 from groundup.model.interchange.gguf_layout import gguf_obstacles, gguf_tensors, layout_of
@@ -18,6 +20,7 @@ from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer, byte_fallback_bytes, byte_level_bytes
 from groundup.verify.check import Measurement, NotApplicable, check, violations
 from groundup.verify.checks.export import a_model, expressible, extra, logits_apart, opened
+from groundup.verify.reference import rates
 from groundup.verify.subject import Subject
 
 STEPS = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}  # half a step, of the number's own size
@@ -57,26 +60,57 @@ def gguf_holds_the_weights(subject: Subject) -> Measurement:
     a step in F16 and BF16 (2^-11 and 2^-8 of the number); in Q8_0 half of d = largest of the block / 127, and what
     rounding d to F16 adds to 127 of them (127 2^-11); in Q4_0 a whole d = largest / 8 (one side has no +8) and 8 2^-11.
 
-    Infinite where a tensor is missing, has another shape, or a vector is not F32.
+    Infinite where a tensor is missing, has another shape, or a vector is not F32. Experts, and queries and keys, whose
+    rows llama.cpp wants in another order, are taken from the model by hand: no reader here opens files of experts.
     """
     gguf_expressible(subject)
-    extra("gguf", "gguf")
-    from gguf.quants import dequantize
-
-    model, worst, kinds = a_model(subject, subject.micro_tokenizer), 0.0, set()
-    expected = dict(gguf_tensors(model))
+    model = a_model(subject, subject.micro_tokenizer)
+    found = []
     for quant in to_gguf.QUANTS:
         with gguf_file(subject, model, quant, inexact_tokenizer=True) as (reader, _):
-            there = {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
-        if there.keys() != expected.keys():
-            return Measurement(float("inf"), 1.0, f"{quant}: {sorted(there.keys() ^ expected.keys())[:3]}")
-        for name, tensor in expected.items():
-            kind, values = there[name]
-            if values.shape != tuple(tensor.shape) or (tensor.ndim == 1 and kind != "F32"):
-                return Measurement(float("inf"), 1.0, f"{name} is {values.shape} in {kind}")
-            worst = max(worst, _steps_off(tensor.float().contiguous().numpy(), values, kind))
-            kinds.add(kind)
+            found.append(weights_apart(model, reader))
+    return max(found, key=lambda one: one.value)
+
+
+def weights_apart(model: Transformer, reader: Any) -> Measurement:
+    """What `gguf-holds-the-weights` measures, of one file."""
+    from gguf.quants import dequantize
+
+    worst, kinds, there = 0.0, set(), {t.name: t for t in reader.tensors}
+    expected = dict(gguf_tensors(model)) | by_hand(model)
+    if there.keys() != expected.keys():
+        return Measurement(float("inf"), 1.0, f"{sorted(there.keys() ^ expected.keys())[:3]}")
+    for name, tensor in expected.items():
+        kind, values = there[name].tensor_type.name, dequantize(there[name].data, there[name].tensor_type)
+        if values.shape != tuple(tensor.shape) or (tensor.ndim == 1 and kind != "F32"):
+            return Measurement(float("inf"), 1.0, f"{name} is {values.shape} in {kind}")
+        worst = max(worst, _steps_off(tensor.float().contiguous().numpy(), values, kind))
+        kinds.add(kind)
     return Measurement(worst, 1 + 2.0**-10, f"{len(expected)} tensors, {', '.join(sorted(kinds))}")
+
+
+def by_hand(model: Transformer) -> dict[str, Tensor]:
+    """Experts' stacks, and queries and keys, as llama.cpp documents them: gate and up apart; a llama rotates
+    neighbours, so that its row 2i is our i of a head and its 2i + 1 our i + d/2, and all others halves."""
+    c, state, found = model.config, model.state_dict(), {}
+    layout = layout_of(c)
+    if layout == "gpt2":
+        return {}
+    d = c.head_dim
+    order = [i // 2 + i % 2 * (d // 2) for i in range(d)] if layout in ("llama", "mixtral") else list(range(d))
+    for n in range(c.n_layers):
+        ours, theirs = f"blocks.{n}.", f"blk.{n}."
+        qkv, at = state[f"{ours}attention.qkv.weight"], 0
+        for name, heads in (("q", c.n_heads), ("k", c.n_kv_heads)):
+            found[f"{theirs}attn_{name}.weight"] = qkv[[at + head * d + i for head in range(heads) for i in order]]
+            at += heads * d
+        if c.moe is not None and c.has_experts(n):
+            half = c.moe.d_expert
+            found[f"{theirs}ffn_gate_exps.weight"] = state[f"{ours}mlp.gate_up"][:, :half]
+            found[f"{theirs}ffn_up_exps.weight"] = state[f"{ours}mlp.gate_up"][:, half:]
+            found[f"{theirs}ffn_down_exps.weight"] = state[f"{ours}mlp.down"]
+            found[f"{theirs}ffn_gate_inp.weight"] = state[f"{ours}mlp.router.weight"]
+    return found
 
 
 def _steps_off(weights: np.ndarray, values: np.ndarray, kind: str) -> float:
@@ -128,8 +162,9 @@ def gguf_logits_equal_ours(subject: Subject) -> Measurement:
     reference="vllm-project/vllm pull 30434; gittensor-ai-lab/sparkinfer issue 399; ggml-org/llama.cpp issue 5040",
 )
 def gguf_says_what_it_is(subject: Subject) -> Measurement:
-    """Sizes, ids and texts of the file's metadata that are not the model's and the tokenizer's: shape, eps, rope base;
-    BOS, EOS, end of turn, whether a BOS is put before text; each token's bytes, specials marked as such; the template.
+    """Sizes, ids and texts of the file's metadata that are not the model's and the tokenizer's: shape, eps, experts,
+    rope base and scaling; BOS, EOS, end of turn, whether a BOS is put before text; each token's bytes, specials marked
+    as such; the template. And Llama 3's factors, a tensor that divides RoPE's rates, within fp32's rounding of them.
     """
     gguf_expressible(subject)
     tokenizer = subject.micro_tokenizer
@@ -137,10 +172,12 @@ def gguf_says_what_it_is(subject: Subject) -> Measurement:
     try:
         with gguf_file(subject, model, "f32") as (reader, _):
             fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+            factors = [t.data.copy() for t in reader.tensors if t.name == "rope_freqs.weight"]
     except UserError as reason:
         raise NotApplicable(str(reason)) from reason
     c, arch = model.config, fields["general.architecture"]
     sizes: dict[str, Any] = {
+        "vocab_size": c.vocab_size,
         "context_length": c.context,
         "embedding_length": c.d_model,
         "block_count": c.n_layers,
@@ -151,8 +188,11 @@ def gguf_says_what_it_is(subject: Subject) -> Measurement:
         "attention.value_length": c.head_dim,
         "attention.layer_norm_rms_epsilon" if c.norm == "rmsnorm" else "attention.layer_norm_epsilon": c.norm_eps,
     }
-    if c.position == "rope" and (c.rope_scaling is None or c.rope_scaling.kind != "ntk"):
-        sizes["rope.freq_base"] = c.rope_base
+    if c.position == "rope":
+        sizes |= _rotation(c)
+    if c.moe:
+        sizes |= {"expert_count": c.moe.n_experts, "expert_used_count": c.moe.top_k}
+        sizes |= {"expert_feed_forward_length": c.moe.d_expert} if arch == "qwen3moe" else {}
     wanted: dict[str, Any] = {f"{arch}.{name}": value for name, value in sizes.items()}
     wanted |= {
         "tokenizer.ggml.bos_token_id": tokenizer.bos,
@@ -163,8 +203,33 @@ def gguf_says_what_it_is(subject: Subject) -> Measurement:
         "tokenizer.chat_template": tokenizer.chat_template,
     }
     found = [f"{name} is {fields.get(name)!r}" for name, value in wanted.items() if not _same(fields.get(name), value)]
-    found += _other_tokens(tokenizer, fields, c.vocab_size)
+    found += _other_tokens(tokenizer, fields, c.vocab_size) + _other_factors(c, factors)
     return violations(found, len(wanted) + c.vocab_size)
+
+
+def _rotation(c: ModelConfig) -> dict[str, Any]:
+    """What of RoPE stands in the metadata; ntk is a larger base, and Llama 3's scaling a tensor."""
+    found: dict[str, Any] = {"rope.dimension_count": c.head_dim, "rope.freq_base": float(c.rope_base)}
+    s = c.rope_scaling
+    if s is not None and s.kind == "ntk":
+        found["rope.freq_base"] *= s.factor ** (c.head_dim / (c.head_dim - 2))
+    if s is not None and s.kind in ("linear", "yarn"):
+        found |= {"rope.scaling.type": s.kind, "rope.scaling.factor": float(s.factor)}
+        found["rope.scaling.original_context_length"] = s.original_context
+    return found
+
+
+def _other_factors(c: ModelConfig, there: list[np.ndarray]) -> list[str]:
+    """Whether the tensor that divides the rates is missing, superfluous or another."""
+    s = c.rope_scaling
+    if s is None or s.kind != "llama3":
+        return ["rope_freqs stretches a model that is not"] if there else []
+    plain, stretched = (rates(c.head_dim, c.rope_base, scaling, c.context)[0] for scaling in (None, s))
+    wanted = (plain / stretched).numpy()
+    if not there or there[0].shape != wanted.shape:
+        return ["rope_freqs is missing"]
+    worst = float(np.abs(there[0] / wanted - 1).max())
+    return [] if worst < 2.0**-20 else [f"rope_freqs is off by {worst:.2g} of itself"]
 
 
 def _same(there: Any, value: Any) -> bool:

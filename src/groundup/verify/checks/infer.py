@@ -16,6 +16,9 @@ from groundup.verify import draw, rig
 from groundup.verify.check import Measurement, check, violations
 from groundup.verify.subject import Subject
 
+# (temperature, top-k, top-p), 0 and 1 being off
+CUTS = ((1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (1.0, 0, 0.7), (1.0, 3, 0.8), (0.5, 0, 0.8), (2.0, 5, 0.5))
+
 
 def prompts_of(subject: Subject) -> list[list[int]]:
     """Three prompts of unlike length."""
@@ -41,7 +44,8 @@ def trainer_logprobs(model: Transformer, prompt: Sequence[int], ids: Sequence[in
     reference="huggingface/trl issues 4159, 6789, pull 7269",
 )
 def sampler_logprobs_equal_trainer(subject: Subject) -> Measurement:
-    """Largest |log p of a drawn token by the engine - by the trainer|, at temperatures 0.6, 1 and 1.7, with top-k.
+    """Largest |log p of a drawn token by the engine - by the trainer|, at temperatures 0.6, 1 and 1.7: alone, with
+    top-k, and with top-p beside it.
 
     Rounding of logits divided by the temperature; the log of the sum adds as much again.
     """
@@ -49,7 +53,10 @@ def sampler_logprobs_equal_trainer(subject: Subject) -> Measurement:
     engine, worst, scale = subject.engine(model), 0.0, 0.0
     prompts, heats = prompts_of(subject), (0.6, 1.0, 1.7)
     for temperature in heats:
-        params = [SamplingParams(12, temperature, top_k=k, seed=draw.shifted(s)) for s, k in ((1, 0), (2, 5), (3, 0))]
+        params = [
+            SamplingParams(12, temperature, top_k=k, top_p=p, seed=draw.shifted(s))
+            for s, k, p in ((1, 0, 1.0), (2, 5, 1.0), (3, 7, 0.6))
+        ]
         for prompt, done in zip(prompts, engine.generate(prompts, params), strict=True):
             expected = trainer_logprobs(model, prompt, done.ids, temperature)
             worst = max(worst, rig.largest(torch.tensor(done.logprobs) - expected))
@@ -117,32 +124,37 @@ def batched_equals_alone(subject: Subject) -> Measurement:
     "samples-follow-the-distribution",
     "identity",
     "infer",
-    bug="The sampler is skewed: a token too rare or too frequent, temperature applied twice, top-k off by one.",
+    bug="The sampler is skewed: a token too rare or frequent, temperature applied twice, top-k or top-p cut elsewhere.",
     remedy="See Sampler and uniform() in infer/sample.py.",
-    reference="RL-Align/RL-Kernel issue 81; kingoflolz/mesh-transformer-jax issue 164; ml-explore/mlx-lm pull 388",
+    reference=(
+        "RL-Align/RL-Kernel issue 81; kingoflolz/mesh-transformer-jax issue 164; ml-explore/mlx-lm pull 388; "
+        "sgl-project/sglang-jax pull 1563"
+    ),
 )
 def samples_follow_the_distribution(subject: Subject) -> Measurement:
-    """Largest chi-squared statistic of 20,000 draws from 8 logits against softmax(logits / T), over four settings.
+    """Largest chi-squared statistic of 8,000 draws from 8 logits against softmax(logits / T), cut by top-k and then by
+    top-p, a share of what top-k left; over seven settings, whose rows alternate in one batch.
 
     With 7 degrees of freedom it passes 60 by chance less than once in 10^9. A draw of a token that top-k or top-p
-    cut counts as infinite.
+    cut counts as infinite. Where both are set, either alone keeps another number of tokens, and so does top-p first;
+    where the temperature is not 1, so does top-p before it.
     """
-    n, logits = 20_000, torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
-    worst = 0.0
-    for temperature, top_k, top_p in ((1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (1.0, 0, 0.7)):
-        params = [SamplingParams(1, temperature, top_k, top_p, seed=draw.shifted(seed)) for seed in range(n)]
-        ids, _ = sample.Sampler(params)(logits.expand(n, -1), torch.zeros(n, dtype=torch.int64), 8)
+    n, logits = 8_000, torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
+    worst, settings = 0.0, len(CUTS)
+    params = [SamplingParams(1, *CUTS[k % settings], seed=draw.shifted(k)) for k in range(n * settings)]
+    ids, _ = sample.Sampler(params)(logits.expand(len(params), -1), torch.zeros(len(params), dtype=torch.int64), 8)
+    for k, (temperature, top_k, top_p) in enumerate(CUTS):
         expected = torch.softmax(logits.double() / temperature, 0)
-        kept = 3 if top_k else 8
-        if top_p < 1:
-            kept = int((expected.cumsum(0) < top_p).sum()) + 1
+        expected[top_k or 8 :] = 0
+        expected = expected / expected.sum()
+        kept = int((expected.cumsum(0) < top_p - 1e-9).sum()) + 1
         expected[kept:] = 0
         expected = expected / expected.sum() * n
-        counts = torch.bincount(ids, minlength=8).double()
+        counts = torch.bincount(ids[k::settings], minlength=8).double()
         if counts[kept:].any():
             return Measurement(math.inf, 60.0, f"a token was drawn that top_k {top_k}, top_p {top_p} cut")
         worst = max(worst, float(((counts - expected)[:kept] ** 2 / expected[:kept]).sum()))
-    return Measurement(worst, 60.0, f"{n:,} draws")
+    return Measurement(worst, 60.0, f"{n:,} draws of each of {settings}")
 
 
 @check(

@@ -6,17 +6,18 @@ Each is handed the `Vitals` of one step (train/vitals.py), taken at the first st
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from groundup.model.config import ModelConfig
 from groundup.plan.laws import BESIROGLU
 from groundup.train.vitals import Vitals
 from groundup.verify.check import Measurement, NotApplicable, check, violations
 
-LEAST_SCORED = 0.001
 ROUNDINGS = 40  # between a token and its log-probability
-MATRICES = ("weight", "gate_up", "down", "up")  # experts hold theirs in stacks without a name of their own
+YOUNG = 10  # steps after which what began at zero has a norm of its own
 FIRST = "the first step alone is looked at"
-SPACING = {"bf16": 2.0**8, "fp32": 2.0**24}  # where neighbouring numbers are 1 (fp32) or 2 (bf16, after 256) apart
+RESOLVED = 2.0**8  # from here on two bf16 numbers are 2 apart
+STRAY = 0.5  # nats: how far one text's loss lies from another's (standard deviation)
 
 
 def _stage(vitals: Vitals, *names: str) -> None:
@@ -34,23 +35,45 @@ def _stepped(vitals: Vitals) -> None:
         raise NotApplicable("the step had nothing to learn from, or was refused")
 
 
+def _looked(vitals: Vitals) -> None:
+    """A batch that overflows once is refused by the loop, which counts it: no reason to stop the run here."""
+    if vitals.row.get("skipped"):
+        raise NotApplicable("the step was not finite, and refused")
+    if not vitals.looked:
+        raise NotApplicable("the step had no batch to look at")
+
+
+def _model_loss(row: dict[str, Any]) -> float:
+    """The loss without what the experts' router adds to it."""
+    return float(row["loss"]) - float(row.get("router_loss", 0.0))
+
+
 @check(
     "live-tokens-are-scored",
     "sensitivity",
     "live",
-    bug="Almost nothing of a batch is scored (masks too wide, answers cut off): the run costs much and learns little.",
+    bug="Tokens that should be learnt are not scored (masks too wide, answers lost): the run costs and learns little.",
     remedy="Look at rendered rows with their masks; raise the context, or leave out what does not fit (tune/pack.py).",
     reference="huggingface/trl issue 6668, pulls 6025, 5076",
     looks_at="vitals",
 )
 def live_tokens_are_scored(vitals: Vitals) -> Measurement:
-    """Share of the step's places, padding aside, that have a target; at least one in a thousand.
+    """In pretraining: places of the last micro-batch without a target, padding aside. Every token but a document's last
+    is followed by one, so there are at most as many as documents; exact.
 
-    In pretraining it is all but the documents' ends; in tuning it is what the answers have of the conversations. Short
-    answers to long texts have a hundredth of them; the published case lost 99.8% of its tokens.
+    In tuning: texts (conversations, answers; two places or more) without a single target. What has none teaches
+    nothing, and every stage leaves it out; exact. The share of places that are scored is no measure: a label behind a
+    long document is two in thousands, and sound.
     """
     _stepped(vitals)
-    return Measurement(vitals.scored_share, LEAST_SCORED, f"{vitals.stage}, step {vitals.step}", ">=")
+    if not vitals.documents:
+        raise NotApplicable("the step had no batch to look at")
+    where = f"{vitals.stage}, step {vitals.step}, {vitals.scored_share:.2%} of all places"
+    if vitals.stage == "pretrain":
+        return Measurement(vitals.places_unscored, vitals.documents, f"places without a target, of documents; {where}")
+    if not vitals.texts:
+        raise NotApplicable("no text of the batch has two places")
+    return Measurement(vitals.texts_unscored, 0.0, f"texts without a target, of {vitals.texts}; {where}")
 
 
 @check(
@@ -63,10 +86,12 @@ def live_tokens_are_scored(vitals: Vitals) -> Measurement:
     looks_at="vitals",
 )
 def live_every_layer_gets_gradient(vitals: Vitals) -> Measurement:
-    """Blocks whose gradient, all of it, is exactly 0 or not finite; before the clip."""
+    """Blocks, and attentions and feed-forwards of blocks, whose gradient, all of it, is exactly 0 or not finite; before
+    the clip. Not only of whole blocks: the other half of one would hide it."""
     _stepped(vitals)
-    wrong = [f"block {n}: {g:g}" for n, g in enumerate(vitals.gradient_by_layer) if not (math.isfinite(g) and g > 0)]
-    return violations(wrong, len(vitals.gradient_by_layer))
+    found = {f"block {n}": norm for n, norm in enumerate(vitals.gradient_by_layer)} | vitals.gradient_by_part
+    wrong = [f"{part}: {norm:g}" for part, norm in found.items() if not (math.isfinite(norm) and norm > 0)]
+    return violations(wrong, len(found))
 
 
 @check(
@@ -80,23 +105,32 @@ def live_every_layer_gets_gradient(vitals: Vitals) -> Measurement:
 )
 def live_updates_are_felt(vitals: Vitals) -> Measurement:
     """Parameters of which a sample of 4,096 elements did not change in any bit although the rate is not 0, and matrices
-    that changed by more than their own norm: what was learnt is gone. Not at the first step, where projections may
-    start at zero (those that did are not asked for their norm), and not below a tenth of the peak rate."""
+    that changed by more than their own norm: what was learnt is gone. Experts are asked one by one, those that a token
+    was sent to; of embeddings, the rows that have a gradient.
+
+    Not at the first step, and not below a tenth of the peak rate. What starts at zero (zero_out) is asked for its norm
+    from the tenth step on: updates of one size in unrelated directions add up to sqrt(9) = 3 of them by then, and to
+    more than half of that where a warm-up still makes each larger than the last.
+    """
     _stepped(vitals)
     if vitals.step == 1:
         raise NotApplicable("the first step moves from the first weights")
     peak = float(vitals.facts.get("peak_rate", 0.0))
     if not vitals.row["learning_rate"] or vitals.row["learning_rate"] < 0.1 * peak:
         raise NotApplicable("the rate is at its very beginning or end: what it moves may be below a weight's last bit")
-    config = vitals.facts.get("config")
-    young = ("attention.out.weight", "mlp.down.weight") if getattr(config, "zero_out", False) else ()
+    young = vitals.step < YOUNG and getattr(vitals.facts.get("config"), "zero_out", False)
     found = [f"{name} did not move" for name, ratio in vitals.update_ratio.items() if not ratio > 0]
     found += [
         f"{name} moved by {ratio:.2g} times its norm"
         for name, ratio in vitals.update_ratio.items()
-        if ratio > 1 and name.endswith(MATRICES) and "norm" not in name and not name.endswith(young)
+        if ratio > 1 and name in vitals.matrices and not (young and _writes(name))
     ]
     return violations(found, len(vitals.update_ratio))
+
+
+def _writes(name: str) -> bool:
+    """Whether it is a projection into the residual stream, which zero_out starts at 0 (also of an expert: down[3])."""
+    return name.partition("[")[0].removesuffix(".weight").endswith((".out", ".down"))
 
 
 @check(
@@ -109,12 +143,15 @@ def live_updates_are_felt(vitals: Vitals) -> Measurement:
     looks_at="vitals",
 )
 def live_units_are_alive(vitals: Vitals) -> Measurement:
-    """Layers without one hidden unit that some token of the sample makes active (above 2^-24 of the largest)."""
+    """Layers without one hidden unit that some token of the sample makes active (above 2^-24 of the largest), and
+    layers with one that is not finite: weights can be ruined by the very step whose loss was still a number."""
+    _looked(vitals)
     if not vitals.dead_units:
         raise NotApplicable("no layer has a plain feed-forward")
-    worst = max(vitals.dead_units)
-    found = [f"layer {n}" for n, share in enumerate(vitals.dead_units) if not share < 1]
+    found = [f"layer {n}: not finite" for n, share in enumerate(vitals.dead_units) if math.isnan(share)]
+    found += [f"layer {n}" for n, share in enumerate(vitals.dead_units) if share >= 1]
     counted = violations(found, len(vitals.dead_units))
+    worst = max((share for share in vitals.dead_units if not math.isnan(share)), default=math.nan)
     return Measurement(counted.value, counted.bound, f"{counted.note}; at most {worst:.1%} of a layer are dead")
 
 
@@ -130,43 +167,56 @@ def live_units_are_alive(vitals: Vitals) -> Measurement:
     looks_at="vitals",
 )
 def live_attention_attends(vitals: Vitals) -> Measurement:
-    """Layers whose mean entropy, over that of looking everywhere alike, is below 2^-8, or whose scores are all 0.
+    """Layers where, for half of all heads and queries, the weights of all keys but one add up to less than 2^-24, and
+    layers whose scores are alike for all keys: none of a query's differs from another by 2^-20 of the largest.
 
-    Below: what lies beside the one key is under bf16's resolution for all heads and queries. Small first weights look
-    nearly everywhere alike, and are sound; queries or keys that are lost give zeros.
+    A weight p has p (1 - p) as its slope: from there on fp32, in which softmax is computed in bf16 runs too, has 0 for
+    it, and queries and keys learn nothing more. One sharp head among others, or all heads of a small task at 99.99%, is
+    sound. Scores that are small but differ are sound first weights; 2^-20 is eight roundings of a dot product's sum.
     """
-    if not vitals.attention_entropy:
+    _looked(vitals)
+    if not vitals.attention_beside:
         raise NotApplicable("no layer has plain attention over more than one key")
-    found = [f"layer {n}: {e:.2g}" for n, e in enumerate(vitals.attention_entropy) if not e >= 2.0**-8]
-    found += [f"layer {n}: all scores are 0" for n, score in enumerate(vitals.attention_score) if not score > 0]
-    return violations(found, len(vitals.attention_entropy))
+    found = [
+        f"layer {n}: {w:.2g} beside the first key" for n, w in enumerate(vitals.attention_beside) if not w >= 2.0**-24
+    ]
+    found += [f"layer {n}: all scores are alike" for n, s in enumerate(vitals.attention_spread) if not s > 2.0**-20]
+    return violations(found, len(vitals.attention_beside))
 
 
 @check(
     "live-logits-are-resolved",
     "identity",
     "live",
-    bug="Logits or attention scores have grown so large that the training precision cannot tell neighbours apart.",
-    remedy="A z-loss, a cap, QK-norm, weight decay or a lower rate; see vitals/logit_max in TensorBoard.",
+    bug="Logits have grown so large that the training precision cannot tell neighbours apart, or are not finite.",
+    remedy="A z-loss, a cap, weight decay or a lower rate; see vitals/logit_max in TensorBoard.",
     reference="deepspeedai/DeepSpeed issue 4379; baichuan-inc/Baichuan2 issue 174; google-deepmind/optax issue 1020",
     looks_at="vitals",
 )
 def live_logits_are_resolved(vitals: Vitals) -> Measurement:
-    """Largest |logit| and |score|; from 2^8 on two bf16 numbers are 2 nats apart, from 2^24 on two fp32 ones."""
+    """Largest |logit| of a run in bf16, whose logits are rounded to it: from 2^8 on neighbours are 2 nats apart, and a
+    token cannot be told from one seven times as probable.
+
+    In fp32 that begins at 2^24, which no run reaches that is not lost already: nothing is claimed there but that the
+    logits are finite after the step. Attention scores are not asked: they are summed in fp32, and what keys have in
+    common (biases of hundreds in published models) moves all of a query's by the same.
+    """
+    _looked(vitals)
     if math.isnan(vitals.logit_max):
-        raise NotApplicable("the step had no batch to look at")
-    precision = str(vitals.facts.get("precision", "fp32"))
-    seen = [vitals.logit_max, *vitals.attention_score]
-    largest = math.nan if any(math.isnan(x) for x in seen) else max(seen)  # max() would pass over NaN
-    return Measurement(largest, SPACING.get(precision, 2.0**24), f"logit {vitals.logit_max:.3g}, {precision}")
+        return Measurement(math.nan, RESOLVED, "logits are not finite after the step")
+    if vitals.facts.get("precision") != "bf16":
+        raise NotApplicable(
+            f"fp32 tells logits apart as long as they are finite; the largest is {vitals.logit_max:.3g}"
+        )
+    return Measurement(vitals.logit_max, RESOLVED, "largest |logit|, bf16")
 
 
 @check(
     "live-first-loss-is-uniform",
     "identity",
     "live",
-    bug="The real model is sure of something before it has learnt anything, or targets stand in what it sees.",
-    remedy="See init-loss; compare the real model's config with the recipe, and look at one batch's targets.",
+    bug="The real model is sure of something before it has learnt anything: weights too large, or never initialised.",
+    remedy="See init-loss; compare the real model's config and first weights with the recipe (model/init.py).",
     reference="jsboige/CoursIA issue 13279; pengzhangzhi/Open-dLLM issue 8",
     looks_at="vitals",
     false_alarm=1e-6,
@@ -175,8 +225,12 @@ def live_first_loss_is_uniform(vitals: Vitals) -> Measurement:
     """|first loss - (ln V + s^2 / 2)| of the real model, s = output_scale init_std sqrt(d) the size of a logit.
 
     As `init-loss`, on the real batch: n scored tokens stray by s / sqrt(n) each way, five of those by chance once in a
-    million; s^2 for the sample of V logits; what a tied head adds to a token's own logit; what a cap takes off. Text
-    repeats its tokens, so n counts each as often as the commonest one would: the bound takes sqrt(V) of n at most.
+    million; s^2 for the sample of V logits; what a cap takes off. Text repeats its tokens, so n counts each as often as
+    the commonest one would: the bound takes sqrt(V) of n at most.
+
+    A tied head adds to a token's own logit. That raises the loss, up to ln(1 + (e^m - 1) / V) as in `init-loss`, many
+    nats in a wide model; it lowers it only where a token follows itself, by ln V at most, and how often that is was
+    counted. So weights that are not fresh (a loss below) show at any width.
     """
     _stage(vitals, "pretrain")
     _first(vitals)
@@ -190,8 +244,9 @@ def live_first_loss_is_uniform(vitals: Vitals) -> Measurement:
     n = min(float(vitals.row["scored"]), c.vocab_size**0.5)
     expected = math.log(c.vocab_size) + s * s / 2
     rough = 2**-8 * expected if vitals.facts.get("precision") == "bf16" else 0.0
-    bound = 5 * s / n**0.5 + s * s + own + capped + rough
-    loss = vitals.row["loss"] - vitals.row.get("router_loss", 0.0)
+    loss = _model_loss(vitals.row)
+    tied = own if loss > expected else vitals.repeats * expected * c.tied
+    bound = 5 * s / n**0.5 + s * s + tied + capped + rough
     return Measurement(abs(loss - expected), bound, f"loss {loss:.4f}, expected {expected:.4f}")
 
 
@@ -208,15 +263,18 @@ def live_first_loss_is_uniform(vitals: Vitals) -> Measurement:
     looks_at="vitals",
 )
 def live_dpo_starts_at_ln_2(vitals: Vitals) -> Measurement:
-    """|first loss - ln 2| of the real run. The same weights on the same rows give a margin of 0; where a compiler cuts
-    one of them otherwise, each log-probability is off by the precision's eps for each of some 40 roundings, and beta
-    times the sum of a context of them by its square root."""
+    """|first loss - ln 2| of the real run, without what a router adds. The same weights on the same rows give a margin
+    of 0; where a compiler cuts one of them otherwise, each log-probability is off by the precision's eps for each of
+    some 40 roundings. The margin m of a pair sums a context of them twice, by its square root and times beta; -ln
+    sigmoid of it is ln 2 - m / 2 + m^2 / 8, and the first of these falls with the square root of the number of pairs.
+    """
     _stage(vitals, "dpo")
     _first(vitals)
     eps = 2.0**-8 if vitals.facts.get("precision") == "bf16" else 2.0**-23
-    summed = (vitals.facts.get("context", 1024) or 1024) ** 0.5
-    bound = max(1e-5, ROUNDINGS * eps * float(vitals.facts.get("beta") or 0.1) * summed)
-    return Measurement(abs(vitals.row["loss"] - math.log(2)), bound)
+    summed = (2 * (vitals.facts.get("context") or 1024)) ** 0.5
+    margin = ROUNDINGS * eps * float(vitals.facts.get("beta") or 0.1) * summed
+    bound = max(1e-5, margin / 2 / max(1, vitals.row["scored"]) ** 0.5 + margin**2 / 8)
+    return Measurement(abs(_model_loss(vitals.row) - math.log(2)), bound)
 
 
 @check(
@@ -303,15 +361,40 @@ def live_loss_follows_the_law(vitals: Vitals) -> Measurement:
     looks_at="vitals",
 )
 def live_train_and_validation_agree(vitals: Vitals) -> Measurement:
-    """|validation loss - training loss| at the same step, in nats; at most 1, a factor of e in perplexity.
+    """How far validation and training loss lie apart, mean of the last four looks, in nats.
 
-    Single batches of text differ by tenths of a nat from one another.
+    A rule of thumb, since no arithmetic says how much may be learnt by heart: text that is read for the first time is
+    as new to the model as validation text, and the two differ by chance alone; text that is read again is known, and
+    sound runs on little text (tens of epochs over a book) end some tenths of a nat apart. One nat is a factor of e in
+    perplexity. To it comes what chance can do: texts stray by about half a nat from one another, so a batch of n rows
+    by 0.5 / sqrt(n), five times that at most. Where you mean to overfit: verify.allow, or `groundup run --allow`.
+
+    Validation comes after the step and the training loss before it, so a loss that falls between two looks is not apart
+    from the earlier validation.
     """
     _stage(vitals, "pretrain")
-    if not vitals.history or "validation_loss" not in vitals.history[-1] or vitals.step == 1:
+    seen = [row for row in vitals.history if "validation_loss" in row and "loss" in row and row["step"] > 1]
+    if not seen or vitals.history[-1] is not seen[-1]:
         raise NotApplicable("validation was not run at this step")
-    last = vitals.history[-1]
-    return Measurement(abs(last["validation_loss"] - last["loss"] + last.get("router_loss", 0.0)), 1.0, "nats")
+    before = [None, *(row["validation_loss"] for row in seen)]
+    gaps = [_gap(row, earlier) for row, earlier in zip(seen, before, strict=False)][-4:]
+    known = [gap for gap in gaps if gap is not None]
+    if not known:
+        raise NotApplicable("the loss is still falling, and there is no earlier validation to compare it with")
+    context = vitals.facts.get("context") or vitals.facts["config"].context
+    rows = max(1.0, vitals.row["scored"] / context) * len(known)
+    mean = sum(known) / len(known)
+    return Measurement(
+        abs(mean), 1 + 5 * STRAY / rows**0.5, f"validation - training {mean:+.3f} nats, {len(known)} looks"
+    )
+
+
+def _gap(row: dict[str, Any], earlier: float | None) -> float | None:
+    """Validation minus training loss; where that is negative, from the earlier validation. None where there is none."""
+    gap = float(row["validation_loss"]) - _model_loss(row)
+    if gap >= 0:
+        return gap
+    return None if earlier is None else min(0.0, max(row["validation_loss"], earlier) - _model_loss(row))
 
 
 @check(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
+
+import torch
+from torch import nn
 
 from groundup.errors import UserError
 from groundup.plan import devices
@@ -39,6 +43,41 @@ def compiled_equals_eager(subject: Subject) -> Measurement:
         losses.append(loss)
     note = f"loss {losses[0]:.6f} eager, {losses[1]:.6f} compiled"
     return Measurement(rig.apart(gradients[1], gradients[0]), 2 * gradient_tolerance(subject), note)
+
+
+@check(
+    "earlier-shapes-are-forgotten",
+    "invariance",
+    "train",
+    bug="A run is compiled for variable sizes, as another model ran in its process: resumed, it ends with other bytes.",
+    remedy="Forget what was compiled before (torch.compiler.reset) when a model is compiled: train/precision.py.",
+    reference="pytorch/pytorch issues 114516, 106466",
+)
+def earlier_shapes_are_forgotten(subject: Subject) -> Measurement:
+    """Graphs of a micro model whose sizes are variables, after another one of other sizes ran in this process.
+
+    A size that the compiler has seen change is a variable from then on: other kernels, slower ones, and a run that
+    was resumed (whose process saw one size alone) is not the run that was not. Only where the recipe compiles.
+    """
+    if subject.recipe.pretrain.compile is not True:
+        raise NotApplicable("the recipe does not compile")
+    variable: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, given: list[Any]) -> Any:
+        variable.append(any(isinstance(x, torch.SymInt) for x in given))
+        return graph.forward
+
+    compiled = nn.Module.compile
+    try:
+        nn.Module.compile = lambda module: compiled(module, backend=backend)  # type: ignore[assignment, misc]
+        for rows, length in ((4, 24), (3, 16)):
+            model = subject.build_model(dropout=0.0)
+            precision.compile_blocks(model)
+            model(rig.random_batch(subject, rows=rows, length=length, seed=94).tokens)
+    finally:
+        nn.Module.compile = compiled  # type: ignore[method-assign]
+        torch.compiler.reset()
+    return violations(["a graph of variable sizes" for one in variable if one], len(variable))
 
 
 @check(

@@ -130,12 +130,16 @@ def request_is_obeyed(subject: Subject) -> Measurement:
         ({}, {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": room, "stop": ()}),
         ({"temperature": 0}, {"temperature": 0.0}),
         ({"temperature": 0.3, "top_p": 0.5, "top_k": 7}, {"temperature": 0.3, "top_p": 0.5, "top_k": 7}),
+        ({"temperature": 1.9, "top_p": 0.02, "top_k": 300}, {"temperature": 1.9, "top_p": 0.02, "top_k": 300}),
+        ({"temperature": 1e-4, "top_p": 1.0}, {"temperature": 1e-4, "top_p": 1.0}),
+        ({"max_tokens": 1}, {"max_new_tokens": 1}),
         ({"max_tokens": 5}, {"max_new_tokens": 5}),
         ({"max_completion_tokens": 6}, {"max_new_tokens": 6}),
         ({"max_completion_tokens": 6, "max_tokens": 9}, {"max_new_tokens": 6}),
         ({"max_tokens": 10**6}, {"max_new_tokens": room}),
         ({"stop": "x"}, {"stop": ("x",)}),
         ({"stop": ["x", "yz"]}, {"stop": ("x", "yz")}),
+        ({"stop": ["\n", " end", "a", "b", "c"]}, {"stop": ("\n", " end", "a", "b", "c")}),
     ]
     for given, wanted in expected:
         params = jobs_of(model, asking(**given))[0].params
@@ -148,15 +152,20 @@ def request_is_obeyed(subject: Subject) -> Measurement:
         found.append("one seed draws twice unlike")
     if seeds(seed=0) == seeds(seed=1) or seeds() == seeds():
         found.append("other seeds, or none, draw alike")
+    if len({*seeds(seed=1), *seeds(seed=2**31 + 1), *seeds(seed=2**32 + 1), *seeds(seed=-1)}) != 4:
+        found.append("large or negative seeds draw like small ones")
     if len(set(seeds(seed=0, n=3))) != 3:
         found.append("three answers, and not three seeds")
     undone: dict[str, Any] = {"logprobs": True, "logit_bias": {"1": 5}, "presence_penalty": 0.5, "tools": [{}]}
+    undone |= {"frequency_penalty": -0.5, "top_logprobs": 3, "response_format": {"type": "json_object"}}
+    undone |= {"functions": [{"name": "f"}], "best_of": 2, "echo": True, "suffix": "x"}
     calls: dict[str, Callable[[], Any]] = {
         f"{name} is dropped": partial(asking, **{name: value}) for name, value in undone.items()
     }
+    calls["logprobs 0 is dropped"] = lambda: CompletionRequest(model="made", prompt="a", logprobs=0)  # type: ignore[call-arg]
     calls["a prompt with no room is taken"] = lambda: jobs_of(model, asking("river " * 200))
     found += [what for what, call in calls.items() if not _refused(call)]
-    return violations(found, len(expected) + 3 + len(calls))
+    return violations(found, len(expected) + 4 + len(calls))
 
 
 def _refused(call: Callable[[], Any]) -> bool:

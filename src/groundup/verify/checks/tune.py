@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -11,12 +12,15 @@ from groundup.infer.engine import Completion
 from groundup.model import loss
 from groundup.model.batch import IGNORE, Batch
 from groundup.model.transformer import Transformer
+from groundup.recipe.schema import TrainSection
 from groundup.tokenizer.chat import Message
+from groundup.train.precision import autocast
 from groundup.tune import dpo, grpo, rewards
 from groundup.tune.formats import Pair, Problem
 from groundup.verify import rig
 from groundup.verify.check import Measurement, NotApplicable, check, violations
 from groundup.verify.checks.chat import answers, grpo_section, packed
+from groundup.verify.fault import swapped
 from groundup.verify.subject import Subject
 
 ASKED: list[Message] = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -71,6 +75,7 @@ def pair_batch(subject: Subject) -> Batch:
 def margins(model: Transformer, reference: Transformer, batch: Batch, beta: float = 0.3) -> tuple[float, float, float]:
     """(mean loss, mean margin, accuracy) of the DPO objective."""
     found = dpo.DpoObjective(reference, beta)(model, batch)
+    model.router_loss()  # taken, as the loop does: a model that still has one cannot be copied
     metrics = {name: float(torch.as_tensor(value)) / found.weight for name, value in found.metrics.items()}
     return found.total.item() / found.weight, metrics["margin"], metrics["accuracy"]
 
@@ -93,19 +98,60 @@ def logprob_tolerance(model: Transformer, batch: Batch) -> float:
     ),
 )
 def dpo_starts_at_ln_2(subject: Subject) -> Measurement:
-    """|mean loss - ln 2| + |mean margin| before any step, the policy in training mode as the loop has it.
+    """|mean loss - ln 2| + |mean margin| before any step, the policy in training mode as the loop has it; where
+    the recipe may train in bf16, also the policy's rounding there over the reference's. The larger share of its bound.
 
     The margin is beta times a difference of four summed log-probabilities, each off by its rounding; the loss moves
-    by half of that.
+    by half of that. In bf16 both are off from fp32 by errors of one size, however their kernels cut the sums: see
+    `coarser`.
     """
     batch, model, beta = pair_batch(subject), subject.chat_model(), 0.3
+
+    def heard(precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed log-probabilities, of the policy and of the reference, as the loss is handed them."""
+        seen: list[torch.Tensor] = []
+        right = dpo.dpo_loss
+
+        def listening(*given: Any) -> Any:
+            seen.extend(given[:4])
+            return right(*given)
+
+        with swapped(dpo, dpo_loss=listening), autocast("cpu", precision):
+            margins(model.train(), model, batch, beta)
+        return torch.cat(seen[:2]).detach(), torch.cat(seen[2:])
+
     mean, margin, _ = margins(model.train(), model, batch, beta)
-    bound = 1.5 * beta * 4 * logprob_tolerance(model, batch)
-    return Measurement(
-        abs(mean - math.log(2)) + abs(margin),
-        bound,
-        f"loss {mean:.6f}, margin {margin:.2g}, dropout {subject.micro.dropout}",
-    )
+    off = abs(mean - math.log(2)) + abs(margin)
+    found = [(f"loss {mean:.6f}", off, 1.5 * beta * 4 * logprob_tolerance(model, batch))]
+    if may_be_bf16(subject.recipe.dpo):
+        policy, reference = (bf16 - fp32 for bf16, fp32 in zip(*map(heard, ("bf16", "fp32")), strict=True))
+        found.append(coarser("the reference", policy, reference))
+    return nearest_to_its_bound(*found)
+
+
+def coarser(what: str, trained: torch.Tensor, other: torch.Tensor) -> tuple[str, float, float]:
+    """(what, ratio, bound): how much larger the roundings of what is trained are than those of what it is held against.
+
+    Both are distances of bf16's log-probabilities from fp32's. Computed in one precision they are of one size, a ratio
+    near 1, though the sums may be cut in other places; had the other been in fp32, the ratio would be that of the two
+    precisions, 2^16. The bound lies halfway in bits.
+    """
+    ours, theirs = float(trained.abs().mean()), float(other.abs().mean())
+    return f"rounding of {ours:.2g} where {what} has {theirs:.2g}", ours / theirs if theirs else math.inf, 2.0**8
+
+
+def may_be_bf16(section: TrainSection | None) -> bool:
+    """Whether the recipe trains in bf16, or may (auto)."""
+    return section is not None and section.precision != "fp32"
+
+
+def nearest_to_its_bound(*measured: tuple[str, float, float]) -> Measurement:
+    """Of (what, value, bound), the one that uses most of its bound, as a share of it: 1 is all."""
+    shares = [
+        (value / bound if math.isfinite(value) and bound > 0 else math.inf, what) for what, value, bound in measured
+    ]
+    share, what = max(shares)
+    return Measurement(share, 1.0, f"{what} is nearest to its bound")
 
 
 @check(
@@ -241,11 +287,13 @@ def padding_changes_no_logprob(subject: Subject) -> Measurement:
 # ---- GRPO ----
 
 
-def rollout(subject: Subject) -> tuple[Transformer, grpo.GrpoObjective, list[Batch], list[Completion]]:
+def rollout(
+    subject: Subject, precision: str = "fp32"
+) -> tuple[Transformer, grpo.GrpoObjective, list[Batch], list[Completion]]:
     """A rollout at temperature 0.7 with made-up advantages, and the objective at the same weights."""
     if subject.recipe.grpo is None:
         raise NotApplicable("the recipe has no grpo section")
-    section = grpo_section(subject).model_copy(update={"temperature": 0.7, "kl_beta": 0.0})
+    section = grpo_section(subject).model_copy(update={"temperature": 0.7, "kl_beta": 0.0, "precision": precision})
     model = subject.chat_model()
     problems = [Problem([dict(m) for m in asked], "5", "number") for asked in (ASKED, GREETING)]
     rollouts = grpo.Rollouts(model, subject.tokenizer, problems, section, seed=3)
@@ -259,21 +307,42 @@ def rollout(subject: Subject) -> tuple[Transformer, grpo.GrpoObjective, list[Bat
     "identity",
     "tune",
     bug="Before any step the ratio is not 1, tokens are clipped or KL is not 0: sampler and trainer are two policies.",
-    remedy="Same temperature, same weights, no dropout in the policy's forward pass (tune/grpo.py, infer/).",
-    reference="huggingface/trl issues 4159, 6789; NovaSky-AI/SkyRL issue 1709",
+    remedy="Same temperature, weights and precision, no dropout in the policy's forward pass (tune/grpo.py, infer/).",
+    reference="huggingface/trl issues 4159, 6789; NovaSky-AI/SkyRL issue 1709; Qi et al. 2025, arXiv 2510.26788",
 )
 def grpo_starts_on_policy(subject: Subject) -> Measurement:
     """Mean |log p sampler - log p trainer| a token + share clipped + KL to the reference, before any step, the policy
-    in training mode as the loop has it. Rounding of log-probabilities at temperature 0.7, twice."""
+    in training mode as the loop has it; and, where the recipe may train in bf16, the trainer's rounding there over the
+    sampler's. The larger share of its bound.
+
+    In fp32 the bound is the rounding of log-probabilities at temperature 0.7, twice. In bf16 decoding with a cache and
+    a whole pass round in other places, and differ by half of what either is off from fp32: see `coarser`.
+    """
     model, objective, batches, _ = rollout(subject)
     model.train()
     value, weight = 0.0, 0
     for batch in batches:
-        found = objective(model, batch)
-        value += sum(abs(float(torch.as_tensor(found.metrics[name]))) for name in ("sampler_gap", "clip_share", "kl"))
-        weight += found.weight
+        got = objective(model, batch)
+        value += sum(abs(float(torch.as_tensor(got.metrics[name]))) for name in ("sampler_gap", "clip_share", "kl"))
+        weight += got.weight
     bound = 4 * rig.tolerance(model.config, math.log(model.config.vocab_size) + 4) / 0.7
-    return Measurement(value / weight, bound, f"{weight} tokens, dropout {subject.micro.dropout}")
+    found = [(f"{weight} tokens, dropout {subject.micro.dropout}", value / weight, bound)]
+    if may_be_bf16(subject.recipe.grpo):
+        model, _, batches, _ = rollout(subject, "bf16")
+        ours, theirs = [], []
+        for batch in batches:
+            rough, exact = (scored_logprobs(model.eval(), batch, precision) for precision in ("bf16", "fp32"))
+            ours.append(rough - exact)
+            theirs.append(batch.extra["sampler_logprobs"][batch.targets != IGNORE] - exact)
+        found.append(coarser("the sampler", torch.cat(ours), torch.cat(theirs)))
+    return nearest_to_its_bound(*found)
+
+
+def scored_logprobs(model: Transformer, batch: Batch, precision: str) -> torch.Tensor:
+    """Log-probabilities at temperature 0.7 of a batch's scored tokens, as the trainer computes them in a precision."""
+    with torch.no_grad(), autocast("cpu", precision):
+        hidden = model(batch.tokens, documents=batch.documents, positions=batch.positions)
+        return loss.token_logprobs(model, hidden, batch.targets, 0.7)[batch.targets != IGNORE]
 
 
 @check(
@@ -343,24 +412,38 @@ def advantages_are_centred(subject: Subject) -> Measurement:
     reference="Liuziyu77/Visual-RFT issues 176, 79; huggingface/cookbook issue 335",
 )
 def rewards_judge_rightly(subject: Subject) -> Measurement:
-    """Answers judged wrongly: for each of 100 generated and 3 number problems, the gold answer (must get 1), nothing,
-    blanks, an echo of the question, a wrong number, and gold beside another result (must all get 0)."""
+    """Answers judged wrongly, of 100 generated problems and 9 with a number, whose question names it alone or whose
+    earlier turns do. The gold answer must get 1, bare and in a sentence (behind "####" where the kind has it); nothing,
+    blanks, an echo of the question, of any turn, of all of them, or of the question twice, a wrong number (behind an
+    echo too) and gold beside another result must all get 0."""
     if subject.recipe.grpo is None and (subject.recipe.dpo is None or subject.recipe.dpo.pairs != "sampled"):
         raise NotApplicable("no stage of the recipe uses rewards")
     problems = [Problem([dict(m) for m in p["prompt"]], p["answer"], p["kind"]) for p in town.problems(0, 100)]
-    problems += [
-        Problem([{"role": "user", "content": f"Problem {n}: how many?"}], str(n), "number") for n in (18, 1000, -7)
-    ]
+    problems += [Problem(prompt, str(n), kind) for n in (18, 1000, -7) for prompt, kind in _numbered(n)]
     found = []
     for problem in problems:
         question, gold = problem.prompt[-1]["content"], problem.answer
         wrong = str(int(gold) + 1)
         cases = {gold: 1.0, f"It is {gold}.": 1.0, "": 0.0, " \n": 0.0, wrong: 0.0, f"It is {wrong}.": 0.0}
-        if problem.kind == "arithmetic":
-            cases |= {question: 0.0, f"{gold} or {wrong}": 0.0}
+        cases |= {f"{gold} or {wrong}": 0.0, question: 0.0, f" {question}\n": 0.0, f"{question} {question}": 0.0}
+        cases |= {f"{question} {wrong}": 0.0, " ".join(m["content"] for m in problem.prompt): 0.0}
+        cases |= {m["content"]: 0.0 for m in problem.prompt}
+        if problem.kind == "gsm8k":
+            cases |= {f"{wrong} and more.\n#### {gold}": 1.0, f"{gold} and more.\n#### {wrong}": 0.0}
         found += [
             f"{question!r} {answer!r} gets {got}"
             for answer, right in cases.items()
             if (got := rewards.reward(problem, answer)) != right
         ]
-    return violations(found, 6 * len(problems))
+    return violations(found, 12 * len(problems))
+
+
+def _numbered(n: int) -> list[tuple[list[dict[str, str]], str]]:
+    """(prompt, kind) of problems that name their answer: in the question, as a claim, in earlier turns."""
+    counted = [{"role": "system", "content": f"There are {n} of them."}, {"role": "user", "content": "Ready?"}]
+    answered = [{"role": "assistant", "content": f"I saw {n} there."}, {"role": "user", "content": "How many?"}]
+    return [
+        ([{"role": "user", "content": f"Say the number {n} once."}], "number"),
+        ([{"role": "user", "content": f"They said {n}; is it so? How many?"}], "gsm8k"),
+        ([*counted, *answered], "number"),
+    ]

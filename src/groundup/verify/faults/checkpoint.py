@@ -195,6 +195,31 @@ def dead_row() -> Iterator[None]:
     yield
 
 
+def _half_of_the_columns(tensor: Tensor) -> Tensor:
+    tensor[:, tensor.shape[1] // 2 :] = 0
+    return tensor
+
+
+@fault(
+    "folder-half-the-columns",
+    "weights-are-alive",
+    on=weights(_put(LAST + "mlp.down_proj.weight", _half_of_the_columns)),
+)
+def half_the_columns() -> Iterator[None]:
+    """Of a matrix that was in two parts, side by side, the second was not read: its columns are zero."""
+    yield
+
+
+@fault(
+    "folder-embedding-half-empty",
+    "weights-are-alive",
+    on=weights(_put("model.embed_tokens.weight", _half_of_the_columns)),
+)
+def embedding_half_empty() -> Iterator[None]:
+    """Half of the width of the embedding is zero."""
+    yield
+
+
 @fault(
     "folder-expert-never-loaded",
     "weights-are-alive",

@@ -27,6 +27,18 @@ def kernel_off_in_one_layer() -> Iterator[None]:
         yield
 
 
+@fault("compiled-beside-what-was-before", "earlier-shapes-are-forgotten", pretrain={"compile": True})
+def compiled_beside_what_was_before() -> Iterator[None]:
+    """Blocks are compiled, and what was compiled before in the process is kept."""
+
+    def wrong(model: nn.Module) -> None:
+        for block in model.blocks:  # type: ignore[union-attr]
+            block.compile()
+
+    with swapped(precision, compile_blocks=wrong):
+        yield
+
+
 @fault("unknown-device-is-an-a100", "unknown-device-has-no-mfu")
 def unknown_device_is_an_a100() -> Iterator[None]:
     """A device that is not in the table is taken for an A100."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from groundup.record.metrics import MetricsLog
 from groundup.train import checkpoint, loop
 from groundup.train.loop import Meter
 from groundup.train.optim import Optimizers
@@ -133,4 +134,93 @@ def bad_steps_not_counted() -> Iterator[None]:
         right(self, *given)
 
     with swapped(Meter, count=wrong):
+        yield
+
+
+def _forgetting(*keys: str) -> Any:
+    """A meter that does not take up what a checkpoint says of these."""
+    right = Meter.__init__
+
+    def wrong(self: Meter, job: Any, state: dict[str, Any]) -> None:
+        right(self, job, {key: value for key, value in state.items() if key not in keys})
+
+    return swapped(Meter, __init__=wrong)
+
+
+@fault("bad-steps-forgotten-at-resume", "endless-nonfinite-stops")
+def bad_steps_forgotten_at_resume() -> Iterator[None]:
+    """A restart counts bad steps from 0: a run that is restarted by itself skips for ever."""
+    with _forgetting("bad"):
+        yield
+
+
+@fault("counts-forgotten-at-resume", "resume-is-exact")
+def counts_forgotten_at_resume() -> Iterator[None]:
+    """A resumed run reports the tokens and skipped steps of its last part alone."""
+    with _forgetting("tokens", "scored", "skipped"):
+        yield
+
+
+@fault("skipped-steps-forgotten-at-resume", "resume-is-exact")
+def skipped_steps_forgotten_at_resume() -> Iterator[None]:
+    """A resumed run says that nothing was skipped."""
+    with _forgetting("skipped"):
+        yield
+
+
+@fault("key-not-compared", "changed-recipe-starts-over")
+def key_not_compared() -> Iterator[None]:
+    """Whatever checkpoint lies in the folder is resumed from."""
+    right = loop._resume
+
+    def wrong(job: Any, optimizers: Any) -> Any:
+        found, _ = checkpoint.newest(job.folder / "checkpoints")
+        key, job.key = job.key, found.state["key"] if found else job.key
+        try:
+            return right(job, optimizers)
+        finally:
+            job.key = key
+
+    with swapped(loop, _resume=wrong):
+        yield
+
+
+@fault("old-log-kept", "changed-recipe-starts-over")
+def old_log_kept() -> Iterator[None]:
+    """The run starts over, and its log goes on after the old run's rows."""
+    with swapped(MetricsLog, truncate_after=lambda self, step: None):
+        yield
+
+
+@fault("nan-weights-saved", "last-good-checkpoint-is-kept")
+def nan_weights_saved() -> Iterator[None]:
+    """Nobody looks at the weights before they are saved, and older checkpoints make room for them."""
+    with swapped(checkpoint, unsound=lambda checkpoint: None), swapped(loop, unsound=lambda checkpoint: None):
+        yield
+
+
+@fault("oldest-checkpoints-kept", "last-good-checkpoint-is-kept")
+def oldest_checkpoints_kept() -> Iterator[None]:
+    """The rotation sorts the wrong way round: it deletes what was just saved."""
+    right = checkpoint.checkpoints
+    saving = checkpoint.save_checkpoint
+
+    def wrong(folder: Path, one: Any, keep: int) -> Path:
+        with swapped(checkpoint, checkpoints=lambda folder: right(folder)[::-1]):
+            return saving(folder, one, keep)
+
+    with swapped(loop, save_checkpoint=wrong):
+        yield
+
+
+@fault("only-the-loss-is-looked-at", "last-good-checkpoint-is-kept", model={"tied": False})
+def only_the_loss_is_looked_at() -> Iterator[None]:
+    """A checkpoint is refused while the loss is not finite; NaN in a row that no batch holds is saved all the same."""
+    right = checkpoint.unsound
+
+    def wrong(one: Any) -> str | None:
+        found = right(one)
+        return None if found == "embed.weight" else found
+
+    with swapped(checkpoint, unsound=wrong), swapped(loop, unsound=wrong):
         yield
