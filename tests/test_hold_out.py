@@ -61,6 +61,8 @@ def test_a_prompt_with_two_answers_is_on_one_side(make):
 def test_white_space_case_and_punctuation_make_no_other_prompt():
     """Bug: "What is it? " trains and "what is it" validates."""
     assert prompt_of(chat("Well-known\u00a0names, please!", "a")) == prompt_of(chat("well known names please", "b"))
+    assert prompt_of(chat("And then ... ?!", "a")) == prompt_of(chat("and then", "b"))
+    assert prompt_of(chat("What is 5!?", "a")) != prompt_of(chat("What is 5?", "b"))
     assert prompt_of(chat("What is 3 - 2?", "a")) != prompt_of(chat("What is 3 + 2?", "b"))
     assert prompt_of(chat("What\n is it? ", "a")) == prompt_of(chat("what is it?", "b"))
     assert prompt_of(chat("What is it?", "a", "Be brief.")) != prompt_of(chat("What is it?", "a"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from groundup.errors import UserError
 from groundup.model.config import ModelConfig
 from groundup.plan.host import Host
 from groundup.plan.resolve import resolve
@@ -183,6 +184,18 @@ def test_real_steps_train(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(not torch.equal(before[name], p) for name, p in steps.model.named_parameters())
     monkeypatch.setattr(timing, "_clock", lambda run, device: run() or 0.25)
     assert timing._real_step(model(given), given.pretrain, "cpu", seconds=0) == 0.25
+
+
+def test_a_block_that_cannot_be_compiled_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: no C++ compiler, compile: true, and `plan`, which only wanted a time, ends in a traceback."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def fails(self: timing.Parts) -> float:
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no working C++ compiler"), None)
+
+    monkeypatch.setattr(timing.Parts, "compile", fails)
+    with pytest.raises(UserError, match=r"no working C\+\+ compiler.*pretrain.compile: false"):
+        timing.pretraining(recipe(compile=True), HOST)
 
 
 def test_parts_of_a_model() -> None:

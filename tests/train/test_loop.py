@@ -200,6 +200,18 @@ def test_a_checkpoint_that_holds_nan_is_passed_over(tmp_path, monkeypatch):
     assert passed == ["passed over step-0000006: embed.weight holds numbers that are not finite"]
 
 
+def test_what_was_passed_over_does_not_push_out_what_is_new(tmp_path, monkeypatch):
+    """Bug: two damaged checkpoints of later steps stay the newest by name, and each one that is saved is deleted."""
+    train(job(tmp_path, steps=12, save_every=4, keep_checkpoints=2))
+    folder = tmp_path / "checkpoints"
+    for n, path in enumerate(checkpoints(folder)):
+        (path / "model.safetensors").write_bytes(b"damaged")
+        path.rename(folder / f"step-{900 + n:07d}")
+    train(job(tmp_path, steps=12, save_every=4, keep_checkpoints=2))
+    assert [path.name for path in checkpoints(folder)] == ["step-0000008", "step-0000012"]
+    assert newest(folder)[0].step == 12
+
+
 def test_only_the_last_checkpoints_are_kept(tmp_path):
     """Bug: a disk that fills up, or the newest being deleted instead of the oldest."""
     train(job(tmp_path, save_every=1, keep_checkpoints=3))

@@ -80,3 +80,16 @@ def test_values_are_compared_by_kind_and_names_by_source() -> None:
     """1 is no true, and a key that nobody wrote is told."""
     assert other({"a": 1, "b": 2.0}, {"a": 1, "b": (3.0, 2.0)}, "f") == []
     assert other({"a": True, "x": 5}, {"a": 1}, "f") == ["f: x 5 comes from nowhere", "f: a is True, the model's is 1"]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-3, 1e-5, 1e-8])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_small_weights_are_quantised_as_well_as_they_can_be(kind: str, size: float) -> None:
+    """Bug: a small block's scale, next to 0 in F16, is rounded by more than 2^-11 of it: a sound file is condemned."""
+    gguf = pytest.importorskip("gguf")
+    weights = size * np.random.default_rng(5).standard_normal((64, 32)).astype(np.float32)
+    type_ = gguf.GGMLQuantizationType[kind]
+    values = gguf.quants.dequantize(gguf.quants.quantize(weights, type_), type_)
+    assert gguf_export._steps_off(weights, values, kind) <= 1 + 2.0**-10
+    if size >= 1e-3:
+        assert gguf_export._steps_off(weights, values + 0.02 * size, kind) > (1 if kind == "Q8_0" else 0.05)

@@ -102,3 +102,21 @@ def test_what_does_not_fit_is_told(micro_run: Path, tmp_path: Path) -> None:
 
     found = look_at(micro_run / "sft" / "model", Tokenizer.load(micro_run / "tokenizer"), tmp_path, "hf", 2**16)
     assert found["checks"] == [] and "do not fit" in found["skipped"][0]["reason"]
+
+
+def test_a_broken_transformers_does_not_condemn_an_export(
+    micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: transformers cannot be imported (another torch beneath it), and a sound folder "is not the model"."""
+    import importlib
+
+    right = importlib.import_module
+
+    def broken(name: str, *more: object) -> object:
+        if name == "transformers":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return right(name, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    code, checks, _ = export(micro_run, tmp_path / "hf")
+    assert code == 0 and checks == {"exported-model-stops": True, "safetensors-are-as-asked": True}

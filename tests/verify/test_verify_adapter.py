@@ -283,6 +283,18 @@ def test_a_plain_module_is_looked_at_as_it_is(mygpt: Make) -> None:
     assert as_target(mygpt().GPT()).face("model") is not None
 
 
+def test_a_loss_that_takes_views_is_no_bug(mygpt: Make) -> None:
+    """Bug: nanoGPT's `targets.view(-1)` breaks off on a slice of the checks' rows, and is called a dead parameter."""
+    model = mygpt().GPT()
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = model(tokens)
+        return nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+
+    found = verify(Adapter(model, logits=model, loss=loss, context=48))
+    assert [c["id"] for c in found["checks"] if not c["passed"]] == []
+
+
 def test_frozen_parameters_are_no_bug(mygpt: Make) -> None:
     """What is frozen on purpose has no gradient; everything frozen leaves nothing to look at."""
     adapter = mygpt().target()

@@ -260,10 +260,13 @@ def _tell_checks(found: dict[str, Any], out: Path, as_json: bool) -> None:
     from groundup.verify import describe
 
     if not as_json:
-        passed = [c["id"] for c in found["checks"] if c["passed"]]
-        typer.echo(f"checked: {', '.join(passed)}" if passed else "checked: nothing could be")
+        if passed := [c["id"] for c in found["checks"] if c["passed"]]:
+            typer.echo(f"checked: {', '.join(passed)}")
         for one in found["skipped"]:
             typer.echo(f"note: not checked: {one['id']}: {one['reason']}", err=True)
-    failed = [f"  - {describe(c)}" for c in found["checks"] if not c["passed"]]
+    unknown = [f"  - {c['id']}: {c['note']}" for c in found["checks"] if not c["passed"] and c["measured"] is None]
+    failed = [f"  - {describe(c)}" for c in found["checks"] if not c["passed"] and c["measured"] is not None]
     if failed:
-        raise CheckFailed(f"{out} was written and is not the model: do not use it\n" + "\n".join(failed))
+        raise CheckFailed(f"{out} was written and is not the model: do not use it\n" + "\n".join([*failed, *unknown]))
+    if unknown:
+        raise CheckFailed(f"{out} was written, and could not be opened to be compared:\n" + "\n".join(unknown))

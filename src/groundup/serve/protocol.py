@@ -96,6 +96,21 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "guided_regex": ("",),
     "guided_choice": ([],),
     "guided_grammar": ("",),
+    "structured_outputs": ({},),
+    "grammar": ("",),
+    "json_schema": ({},),
+    "repeat_penalty": (1, 1.0),
+    "mirostat": (0,),
+    "dry_multiplier": (0, 0.0),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "logits_processors": ([],),
+    "truncate_prompt_tokens": (-1,),
+    "n_predict": (-1,),
+    "num_predict": (-1,),
+    "max_new_tokens": (),
+    "chat_template": (),
+    "continue_final_message": (False,),
 }
 
 

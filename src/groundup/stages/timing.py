@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from groundup.errors import UserError
 from groundup.model.config import ModelConfig
 from groundup.model.count import count
 from groundup.plan.activations import Work
@@ -103,7 +105,7 @@ def pretraining(recipe: Recipe, host: Host, measure: bool = False) -> Timing | N
     use_threads(recipe)
     try:
         made = Parts(config, section, host.device)
-        compiling = made.compile() if section.compile else 0.0
+        compiling = _compiling(made) if section.compile else 0.0
         if measure and count(config)["total"] <= MOST_PARAMETERS:
             step, method = _real_step(config, section, host.device), "real steps"
         else:
@@ -114,6 +116,19 @@ def pretraining(recipe: Recipe, host: Host, measure: bool = False) -> Timing | N
         torch.set_rng_state(before)
     parts = {"steps": step * int(section.steps), "compile": compiling, **other}
     return Timing(step, parts, method)
+
+
+def _compiling(made: Parts) -> float:
+    """`Parts.compile`. Errors: UserError where a block cannot be compiled here: no compiler, no space for its files."""
+    from torch._dynamo.exc import TorchDynamoException  # a second to import
+
+    try:
+        return made.compile()
+    except TorchDynamoException as error:
+        raise UserError(
+            f"pretrain.compile: true, and no block can be compiled here ({shorten(str(error), 160)}): install a C++ "
+            "compiler, or set pretrain.compile: false (auto does so where there is none)"
+        ) from None
 
 
 # ---- a step from its parts ----

@@ -31,7 +31,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write folder/step-0000123 atomically, then drop all but the newest `keep`."""
+    """Write folder/step-0000123 atomically, then drop all but the newest `keep`.
+
+    A later one in the folder was passed over when the run went on from before it; it would push out each new one.
+    """
     path = folder / f"step-{checkpoint.step:07d}"
     with atomic_folder(path) as new:
         save_file({k: v.contiguous() for k, v in checkpoint.model.items()}, new / "model.safetensors")
@@ -44,6 +47,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         (new / "state.json").write_text(json.dumps(state, indent=2))
         sums = {f.name: sha256_file(f) for f in sorted(new.iterdir())}
         (new / "checksums.json").write_text(json.dumps(sums, indent=2))
+    for old in checkpoints(folder):
+        if old.name > path.name:
+            shutil.rmtree(old)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return path

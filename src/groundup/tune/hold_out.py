@@ -23,7 +23,6 @@ _SOFT = (
     (re.compile(r"(?<=[^\W\d_]{2})[!.,;:?\"']+(?=\s|$)"), " "),  # behind a word
     (re.compile(r"(?<=[\w)\]}])[.,;:?]+(?=\s|$)"), " "),  # behind a number too, where 5! and 5\" are something else
     (re.compile(r"(?<!\S)[\"'\u00bf\u00a1]+(?=\w)"), " "),  # before a word
-    (re.compile(r"(?:(?<!\d)!|[\s.?])+$"), ""),  # at the end
 )
 
 T = TypeVar("T")
@@ -40,9 +39,12 @@ def alike(text: str) -> str:
     What stands by itself, between digits, or belongs to a sum or to code is kept: "What does ? mean", 1.5, -3, 5!, C++.
     """
     text = unicodedata.normalize("NFC", text).casefold().translate(_SHAPES)
+    text = " ".join(text.split())
     for pattern, instead in _SOFT:
         text = pattern.sub(instead, text)
-    return " ".join(text.split())
+    end = text.rstrip(" .?!")
+    factorial = end[-1:].isdigit() and text[len(end) : len(end) + 1] == "!"
+    return " ".join(end.split()) + ("!" if factorial else "")
 
 
 def prompt_of(item: Messages | Pair | Problem) -> str:

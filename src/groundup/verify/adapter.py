@@ -97,16 +97,30 @@ class Adapter:
     def ask(self, tokens: Tensor) -> Tensor:
         """(B, T, V) without a graph, in fp32. Errors: UserError for logits of another shape."""
         with torch.no_grad():
-            return self.checked(self.logits(tokens), tokens)
+            return self.checked(self.logits(tokens.contiguous()), tokens)
+
+    def answers(self) -> None:
+        """Ask once. Errors: UserError where no logits come back: that is a wrong adapter, not a bug of the model."""
+        try:
+            self.ask(self.tokens(2, 24))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"Adapter: logits broke off on tokens (2, 24): {type(error).__name__}: {error}; logits takes ids (B, T) "
+                "and gives (B, T, V)"
+            ) from error
 
     def checked(self, logits: Any, tokens: Tensor) -> Tensor:
         """What the model gave for `tokens`, if it is (B, T, V)."""
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
-            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             rows, length = tokens.shape
+            hint = "a model that gives the last place's logits alone must give all of them here"
+            if not isinstance(logits, Tensor):
+                hint = "take the logits out of it: logits=lambda tokens: model(tokens)[0], or model(tokens).logits"
             raise UserError(
-                f"Adapter: for tokens ({rows}, {length}) the model gave {given}, not ({rows}, {length}, V); a model "
-                "that gives the last place's logits alone must give all of them here"
+                f"Adapter: for tokens ({rows}, {length}) the model gave {given}, not ({rows}, {length}, V); {hint}"
             )
         return logits.float().cpu()
 

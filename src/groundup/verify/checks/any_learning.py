@@ -94,8 +94,8 @@ def _frozen_at_birth(adapter: Adapter) -> list[str]:
 def loss_of(adapter: Adapter, tokens: Tensor, targets: Tensor) -> Tensor:
     """The adapter's own loss, else the mean cross-entropy of its logits, with a graph."""
     if adapter.loss is not None:
-        return adapter.loss(tokens, targets)
-    logits = adapter.checked(adapter.logits(tokens), tokens)
+        return adapter.loss(tokens.contiguous(), targets.contiguous())  # people write targets.view(-1)
+    logits = adapter.checked(adapter.logits(tokens.contiguous()), tokens)
     return F.cross_entropy(logits.flatten(0, 1), targets.to(logits.device).flatten())
 
 
@@ -264,7 +264,7 @@ def target_is_next_token(adapter: Adapter) -> Measurement:
             targets = torch.full_like(row, -100)
             targets[0, place] = target
             assert adapter.loss is not None
-            return float(adapter.loss(row, targets))
+            return float(adapter.loss(row.contiguous(), targets.contiguous()))
 
         places = sorted({0, 7, SCORED - 2, n - 2})
         for place in places:

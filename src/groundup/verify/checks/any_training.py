@@ -264,7 +264,7 @@ def _coarse(adapter: Adapter) -> list[bool]:
         rows = adapter.tokens(1, LENGTH, seed=68 + place)
         targets = torch.full_like(rows[:, 1:], -100)
         targets[0, 3 + place] = rows[0, 4 + place]
-        loss = adapter.loss(rows[:, :-1], targets).float()
+        loss = adapter.loss(rows[:, :-1].contiguous(), targets.contiguous()).float()
         found.append(bool(loss == loss.bfloat16().float()))
     return found
 

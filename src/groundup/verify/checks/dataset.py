@@ -340,7 +340,7 @@ def answers_are_not_cut_at_a_length(rows: Rows) -> Measurement:
     more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
     named = f", {len(where):,} of them among the {k:,} longest: {', '.join(where[:SHOWN])}{more}" if where else ""
     said = f"{k:,} of {n:,} answers stop within a sentence{named}"
-    return Measurement(tail(len(where), n, k, k), CHANCE, said, ">=")
+    return Measurement(tail(len(where), n, k, k), CHANCE, said, ">=", tuple((one, "") for one in where))
 
 
 @check(

@@ -35,11 +35,13 @@ SPARE = 3  # rows of the model that no token has
 
 
 def extra(name: str, group: str) -> ModuleType:
-    """An optional package. NotApplicable where it is not installed."""
+    """An optional package. NotApplicable where it is not installed, or is and cannot be imported."""
     try:
         return importlib.import_module(name)
     except ImportError as missing:
         raise NotApplicable(str(missing_extra(group, name))) from missing
+    except Exception as broken:
+        raise NotApplicable(f"{name} is installed and cannot be imported: {broken}") from broken
 
 
 @contextmanager

@@ -58,7 +58,8 @@ def gguf_expressible(subject: Subject) -> None:
 def gguf_holds_the_weights(subject: Subject) -> Measurement:
     """Largest error of a number read back by the gguf package, in the largest that its type can make: none in F32; half
     a step in F16 and BF16 (2^-11 and 2^-8 of the number); in Q8_0 half of d = largest of the block / 127, and what
-    rounding d to F16 adds to 127 of them (127 2^-11); in Q4_0 a whole d = largest / 8 (one side has no +8) and 8 2^-11.
+    rounding d to F16 adds to 127 of them (127 2^-11 of d, or 127 2^-25 where d is next to 0); in Q4_0 a whole d =
+    largest / 8 (one side has no +8) and 8 of those.
 
     Infinite where a tensor is missing, has another shape, or a vector is not F32. Experts, and queries and keys, whose
     rows llama.cpp wants in another order, are taken from the model by hand: no reader here opens files of experts.
@@ -120,8 +121,11 @@ def _steps_off(weights: np.ndarray, values: np.ndarray, kind: str) -> float:
         allowed = STEPS[kind] * np.abs(weights) + (SMALLEST if kind == "F16" else 0.0)
     else:
         largest = np.abs(weights).reshape(-1, 32).max(1)
-        share = (0.5 + 127 * 2.0**-11) / 127 if kind == "Q8_0" else (1 + 8 * 2.0**-11) / 8
-        allowed = np.repeat(largest * share, 32).reshape(weights.shape)
+        most, half = (
+            (127, 0.5) if kind == "Q8_0" else (8, 1.0)
+        )  # of d: the largest multiple, and what rounding to it costs
+        # d itself is rounded to F16: by 2^-11 of it, next to 0 by SMALLEST.
+        allowed = np.repeat(largest * (half + most * 2.0**-11) / most + most * SMALLEST, 32).reshape(weights.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(error == 0, 0.0, error / allowed)
     return float(steps.max())
