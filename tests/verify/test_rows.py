@@ -20,7 +20,7 @@ from groundup.verify.check import REGISTRY, Measurement, NotApplicable
 from groundup.verify.faults import dataset as sound
 from groundup.verify.layouts import Example, read
 from groundup.verify.rows import Row, Rows, open_rows, rows_of
-from groundup.verify.run import applicable, run_checks
+from groundup.verify.run import applicable, report, run_checks
 
 CHECKS = [c for c in REGISTRY.values() if c.looks_at == "dataset"]
 PUBLISHED = Path(os.environ.get("GROUNDUP_DATA", "../shared/data"))
@@ -289,6 +289,17 @@ def test_notes_name_ten_and_number_fifty(tmp_path):
     assert found.value == 70 and found.note.startswith("70 of 70 rows. row 1: answer ''; row 2:")
     assert found.note.count("answer ''") == 10 and found.note.endswith("row 49, row 50, and 20 not named")
     assert numbers(found.note)[:51] == [*range(1, 11), 60, *range(11, 51)]
+
+
+def test_the_report_holds_every_row(tmp_path):
+    """Bug: "and 20 not named", or "and 64 more" of a group: no way to learn which, to mend them."""
+    rows = open_rows(write(tmp_path, "a.json", [{"instruction": "Say it.", "output": ""}] * 70))
+    found = {one["id"]: one for one in report(run_checks(rows))["checks"]}
+    empty, again = found["answers-are-not-empty"], found["prompts-do-not-repeat"]
+    assert empty["found"] == [{"where": f"row {n}", "what": "answer ''"} for n in range(1, 71)]
+    assert [one["where"] for one in again["found"]] == ["rows " + ", ".join(map(str, range(1, 71)))]
+    assert again["note"].endswith("rows 1, 2, 3, 4, 5, 6 and 64 more: 'Say it.'")
+    assert "found" not in found["text-is-clean"]
 
 
 def test_notes_can_be_printed(tmp_path):

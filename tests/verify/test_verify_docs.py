@@ -72,6 +72,7 @@ def test_the_map_names_every_check_and_no_other() -> None:
     named = re.findall(r"\[([a-z0-9-]+)\]\(silent-bugs\.md#([a-z0-9-]+)\)", "".join(rows))
     assert all(name == anchor for name, anchor in named)
     assert {name for name, _ in named} == set(REGISTRY)
+    assert {name for name in re.findall(r"silent-bugs\.md#([a-z0-9-]+)", text)} == set(REGISTRY)  # the symptoms' too
 
 
 def test_the_numbers_are_the_registers() -> None:

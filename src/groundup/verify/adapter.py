@@ -107,8 +107,8 @@ class Adapter:
             raise
         except Exception as error:
             raise UserError(
-                f"Adapter: logits broke off on tokens (2, 24): {type(error).__name__}: {error}; logits takes ids (B, T) "
-                "and gives (B, T, V)"
+                f"Adapter: logits broke off on tokens (2, 24): {type(error).__name__}: {error}; logits takes ids "
+                "(B, T) and gives (B, T, V)"
             ) from error
 
     def checked(self, logits: Any, tokens: Tensor) -> Tensor:

@@ -26,13 +26,15 @@ class NotApplicable(Exception):
 class Measurement:
     """A number and the bound it must keep: value <= bound, or value >= bound where `direction` says so.
 
-    A value that is not a number keeps no bound.
+    A value that is not a number keeps no bound. found: every (place, what is wrong there) of a count of places, of
+    which the note names the first few.
     """
 
     value: float
     bound: float
     note: str = ""
     direction: Literal["<=", ">="] = "<="
+    found: tuple[tuple[str, str], ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -16,8 +16,13 @@ CHANCE = 1e-6
 Found = tuple[str, str]  # (where, what)
 
 
-def flawed(found: Sequence[Found], of: int, what: str = "rows", said: str = "") -> Measurement:
-    """A count that must be 0, with its places; nothing looked at fails. said: the beginning of the note."""
+def flawed(
+    found: Sequence[Found], of: int, what: str = "rows", said: str = "", every: Sequence[Found] = ()
+) -> Measurement:
+    """A count that must be 0, with its places; nothing looked at fails. said: the beginning of the note.
+
+    The note stays short; `Measurement.found` has all: `every` where it tells more than `found` does.
+    """
     if of == 0:
         return Measurement(math.nan, 0.0, "nothing was looked at")
     if not found:
@@ -27,7 +32,8 @@ def flawed(found: Sequence[Found], of: int, what: str = "rows", said: str = "") 
         places = [where for where, _ in found[SHOWN:NAMED]]
         cut = f", and {len(found) - NAMED:,} not named" if len(found) > NAMED else ""
         told.append(f"{len(found) - SHOWN:,} more: {', '.join(places)}{cut}")
-    return Measurement(float(len(found)), 0.0, f"{said or f'{len(found):,} of {of:,} {what}'}. " + "; ".join(told))
+    note = f"{said or f'{len(found):,} of {of:,} {what}'}. " + "; ".join(told)
+    return Measurement(float(len(found)), 0.0, note, found=tuple(every or found))
 
 
 def holding(rows: Rows, *kinds: Kind) -> list[Row]:
@@ -50,20 +56,23 @@ def together(rows: Iterable[Row], key: Callable[[Row], str]) -> list[list[Row]]:
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def places(group: Sequence[Row]) -> str:
+def places(group: Sequence[Row], most: int = 6) -> str:
     """rows 21, 168 and 4 more."""
-    numbers = [row.where for row in group[:6]]
+    numbers = [row.where for row in group[:most]]
     first, _, _ = numbers[0].rpartition(" ")
     if all(where.rpartition(" ")[0] == first for where in numbers):
         numbers = [f"{first}s {numbers[0].rpartition(' ')[2]}", *(where.rpartition(" ")[2] for where in numbers[1:])]
-    return ", ".join(numbers) + (f" and {len(group) - 6} more" if len(group) > 6 else "")
+    return ", ".join(numbers) + (f" and {len(group) - most} more" if len(group) > most else "")
 
 
 def groups_flawed(groups: Sequence[Sequence[Row]], of: int, tell: Callable[[Sequence[Row]], str]) -> Measurement:
     """A count of groups of rows, each with what `tell` says of it."""
     rows = sum(len(group) for group in groups)
-    found = [(places(group), tell(group)) for group in groups]
-    return flawed(found, of, said=f"{len(groups):,} group{'s' * (len(groups) != 1)}, {rows:,} of {of:,} rows")
+    told = [(group, tell(group)) for group in groups]
+    found = [(places(group), why) for group, why in told]
+    every = [(places(group, len(group)), why) for group, why in told]
+    said = f"{len(groups):,} group{'s' * (len(groups) != 1)}, {rows:,} of {of:,} rows"
+    return flawed(found, of, said=said, every=every)
 
 
 def per_row(rows: Iterable[Row], wrong: Callable[[Row], str]) -> list[Found]:
