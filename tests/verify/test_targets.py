@@ -78,9 +78,17 @@ def test_the_weights_come_back_as_they_were() -> None:
 def test_logits_of_another_shape_are_refused_by_name() -> None:
     """nanoGPT gives the last place's logits alone when no targets are given: nothing could be checked, silently."""
     bag = Bag()
-    found = verify(Adapter(bag, logits=lambda tokens: bag(tokens)[:, -1:], vocab_size=50), only=["causality"])
-    assert found["failed"] == 1 and "(3, 24), not" not in found["checks"][0]["note"]
-    assert "the last place's logits alone" in found["checks"][0]["note"]
+    with pytest.raises(UserError, match="the last place's logits alone"):
+        verify(Adapter(bag, logits=lambda tokens: bag(tokens)[:, -1:], vocab_size=50), only=["causality"])
+
+
+def test_a_wrong_adapter_is_one_message_and_no_bug() -> None:
+    """Bug: a model that gives (logits, loss) fails sixteen checks, each with the remedy of a bug it does not have."""
+    bag = Bag()
+    with pytest.raises(UserError, match=r"gave a tuple.*model\(tokens\)\[0\]"):
+        verify(Adapter(bag, logits=lambda tokens: (bag(tokens), None), vocab_size=50))
+    with pytest.raises(UserError, match=r"broke off on tokens.*KeyError: 'input_ids'"):
+        verify(Adapter(bag, logits=lambda tokens: {}["input_ids"], vocab_size=50))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,7 @@ def test_logits_of_another_shape_are_refused_by_name() -> None:
     [
         (3, r"int; give a groundup\.verify\.Adapter"),
         ((Bag(), None, 1), "tuple; give"),
+        (Bag, r"is a class; call it in a function: def target\(\): return Bag\(\.\.\.\)"),
         ("nowhere/at-all", "no recipe|no such|not found|is neither"),
     ],
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from groundup.recipe.schema import Recipe
     from groundup.verify.target import Target
 
-HELP = "recipe file, preset, run folder, Hugging Face folder, file of rows, or package.module:factory"
+HELP = "recipe file, preset, run folder, Hugging Face folder, file or folder of rows, or package.module:factory"
 EPILOG = (
     "Examples: `groundup verify town` · `groundup verify runs/town --only causality --json` · "
     "`groundup verify mymodel:target` · `groundup verify --explain causality` · `groundup verify --self-test`"
@@ -61,12 +63,30 @@ def verify(
     if target is None:
         raise UserError(f"verify: what? Give a TARGET ({HELP}), --list, --explain ID or --self-test")
     with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what a factory or a model prints is no JSON
-        found, recipe, base = _open(target, runs, overrides)
-    _verify(found, recipe, base, only, family, stage, junit, reporter, as_json)
+        opened = _open(target, runs, overrides)
+    _verify(opened, Asked(only, family, stage), junit, reporter, as_json)
 
 
-def _open(given: str, runs: Path, overrides: list[str] | None) -> tuple[Target, Recipe | None, Path]:
-    """The target, and where it is a recipe's or a run's, that recipe and the folder of its relative paths."""
+@dataclass(frozen=True)
+class Opened:
+    """A target; of a recipe or a run also the recipe and the folder of its relative paths; of a run its folder."""
+
+    target: Target
+    recipe: Recipe | None = None
+    base: Path = Path()
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which checks: ids, families, stages; None is all."""
+
+    only: list[str] | None = None
+    family: list[str] | None = None
+    stage: list[str] | None = None
+
+
+def _open(given: str, runs: Path, overrides: list[str] | None) -> Opened:
     from groundup.console import Reporter
     from groundup.pipeline import Pipeline
     from groundup.stages.prepare import subject_of
@@ -79,66 +99,95 @@ def _open(given: str, runs: Path, overrides: list[str] | None) -> tuple[Target, 
         raise UserError("--set goes with a recipe; a run, a checkpoint, rows or a module are checked as they are")
     if folder is not None:
         ctx = open_run(given, runs).ctx
-        return subject_of(ctx), ctx.recipe, ctx.base
+        return Opened(subject_of(ctx), ctx.recipe, ctx.base, folder)
     if found is not None:
-        return found, None, Path()
+        return Opened(found)
     ctx = Pipeline.open(given, runs, overrides, Reporter(quiet=True)).ctx
-    return Subject(ctx.recipe), ctx.recipe, ctx.base
+    return Opened(Subject(ctx.recipe), ctx.recipe, ctx.base)
 
 
-def _verify(
-    target: Target,
-    recipe: Recipe | None,
-    base: Path,
-    only: list[str] | None,
-    family: list[str] | None,
-    stage: list[str] | None,
-    junit: Path | None,
-    reporter: Reporter,
-    as_json: bool,
-) -> None:
-    from groundup.verify.junit import write_junit
-    from groundup.verify.run import applicable, report, run_checks, show
-    from groundup.verify.sources import check_sources
+def _verify(opened: Opened, asked: Asked, junit: Path | None, reporter: Reporter, as_json: bool) -> None:
+    from groundup.verify.run import show
 
-    chosen = applicable(target, only, family, stage)
-    if not chosen and recipe is None:
-        raise UserError(f"verify: none of the checks asked for looks at a {target.kind}; see groundup verify --list")
-    quiet = redirect_stdout(sys.stderr) if as_json else nullcontext()
-    with quiet, reporter.bar("verify", len(chosen), unit="checks") as bar:
-        results = run_checks(
-            target, only, family, stage, on_check=lambda done, total, result: bar.update(done, result.id)
-        )
-    if recipe is not None:
-        results += check_sources(recipe, base, only, family, stage)
-    found = report(results)
+    found = _measured(opened, asked, reporter, as_json)
     if junit is not None:
-        try:
-            write_junit(junit, found)
-        except OSError as error:
-            raise UserError(f"--junit {junit}: cannot be written ({error.strerror or error})") from error
-    print_json(found) if as_json else show(found)
-    allowed = set(recipe.verify.allow) if recipe is not None else set()
+        _write_junit(junit, found)
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+    allowed = set(opened.recipe.verify.allow) if opened.recipe is not None else set()
     failed = [c["id"] for c in found["checks"] if not c["passed"]]
     through = [id for id in failed if id in allowed]
     if through and not as_json:
         typer.echo(f"let through by verify.allow: {', '.join(dict.fromkeys(through))}")
     if not found["checks"]:
-        raise CheckFailed("nothing was looked at: every check asked for was skipped (the reasons are above)")
+        raise CheckFailed(_nothing(opened, asked, found, as_json))
     if len(through) < len(failed):
+        if not as_json:
+            raise typer.Exit(1)  # the line that counts has said how many
         raise CheckFailed(f"{len(failed) - len(through)} of {len(found['checks'])} checks failed")
 
 
+def _measured(opened: Opened, asked: Asked, reporter: Reporter, as_json: bool) -> dict[str, Any]:
+    """The report of all checks asked for that apply. Errors: UserError where none looks at such a target."""
+    from groundup.verify.run import applicable, report, run_checks
+    from groundup.verify.sources import check_sources
+
+    target, how = opened.target, (asked.only, asked.family, asked.stage)
+    chosen = applicable(target, *how)
+    if not chosen and opened.recipe is None:
+        raise UserError(f"verify: none of the checks asked for looks at a {target.kind}; see groundup verify --list")
+    quiet = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with quiet, reporter.bar("verify", len(chosen), unit="checks") as bar:
+        results = run_checks(target, *how, on_check=lambda done, total, result: bar.update(done, result.id))
+    if opened.recipe is not None:
+        results += check_sources(opened.recipe, opened.base, *how)
+    return report(results)
+
+
+def _write_junit(file: Path, found: dict[str, Any]) -> None:
+    from groundup.verify.junit import write_junit
+
+    try:
+        write_junit(file, found)
+    except OSError as error:
+        raise UserError(f"--junit {file}: cannot be written ({error.strerror or error})") from error
+
+
+def _nothing(opened: Opened, asked: Asked, found: dict[str, Any], as_json: bool) -> str:
+    """Why nothing was looked at, and where to look instead."""
+    from groundup.verify.run import select
+
+    chosen = select(asked.only, asked.family, asked.stage)
+    if chosen and all(one.stage == "live" for one in chosen):
+        return f"nothing was looked at: {_where_live(opened.run)}"
+    if not found["skipped"]:
+        return (
+            f"nothing was looked at: none of the checks asked for looks at a {opened.target.kind}; see groundup verify "
+            "--list"
+        )
+    where = 'under "skipped"' if as_json else "above"
+    return f"nothing was looked at: every check asked for was skipped (the reasons are {where})"
+
+
+def _where_live(run: Path | None) -> str:
+    """The live checks look at a training stage at work, and leave a file there."""
+    held = sorted(run.glob("*/live.json")) if run is not None else []
+    if held:
+        return f"the live checks ran while the run was trained; their results are in {', '.join(map(str, held))}"
+    written = f"{run if run is not None else 'RUN'}/STAGE/live.json"
+    return f"the live checks look at a run while `groundup run` trains it, and write {written}"
+
+
 def _list(chosen: list[Any], as_json: bool) -> None:
-    from groundup.verify.explain import as_dict, list_table
+    from groundup.verify.explain import as_dict, list_text
 
     if as_json:
         print_json([as_dict(one) for one in chosen])
         return
-    from rich.console import Console
-
-    Console(highlight=False).print(list_table(chosen))
-    typer.echo(f"{len(chosen)} checks; groundup verify --explain ID says how one measures")
+    typer.echo(list_text(chosen, shutil.get_terminal_size().columns))
+    typer.echo(f"\n{len(chosen)} check{'s' * (len(chosen) != 1)}; groundup verify --explain ID says how one measures")
 
 
 def _explain(id: str, as_json: bool) -> None:

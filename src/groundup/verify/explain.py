@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from groundup.verify.check import Check
+from groundup.verify.check import STAGES, Check
 from groundup.verify.costs import measured
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SYMPTOMS = Path(__file__).with_name("symptoms.yaml")
 REMEDIES = Path(__file__).with_name("remedies.yaml")
@@ -137,13 +135,15 @@ def _escaped(text: str) -> str:
     return "".join(p if p.startswith("`") else re.sub(r"([*_<|])", r"\\\1", p) for p in parts)
 
 
-def list_table(chosen: list[Check]) -> Table:
-    """Checks, one a row."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    out = Table("check", "family", "stage", "looks at", "the bug", box=None, pad_edge=False)
-    out.columns[0].no_wrap = True
-    for one in chosen:
-        out.add_row(one.id, one.family, one.stage, ", ".join(one.ways()), escape(one.bug))
-    return out
+def list_text(chosen: list[Check], width: int = 80) -> str:
+    """Checks below a heading for each stage: its id, family and what it looks at, then the bug, wrapped to `width`."""
+    out: list[str] = []
+    for stage in STAGES:
+        of_stage = [one for one in chosen if one.stage == stage]
+        if of_stage:
+            out += ["", f"== {stage}: {len(of_stage)} checks" if len(of_stage) > 1 else f"== {stage}: 1 check"]
+        for one in of_stage:
+            head = f"{one.id}  {one.family}; looks at: {', '.join(one.ways())}"
+            out += textwrap.wrap(head, width, subsequent_indent="    ", break_on_hyphens=False)
+            out += textwrap.wrap(one.bug, width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(out[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 import traceback
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from groundup.errors import did_you_mean, problems
+from groundup.errors import did_you_mean, nearest, problems
 from groundup.verify import (
     checks,  # noqa: F401  (importing it registers every check)
     draw,
@@ -33,6 +34,7 @@ class Result:
 
     skipped: why it did not apply, or None; a skipped check has neither passed nor failed.
     measured, bound: None when the check was skipped or broke off with an error (then `note` holds it).
+    found: every (place, what is wrong there), where the check counts places.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Result:
     note: str
     seconds: float
     skipped: str | None = None
+    found: tuple[tuple[str, str], ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -59,7 +62,7 @@ def select(
 ) -> list[Check]:
     """The checks asked for, in the order of definition. UserError for an id, family or stage that does not exist."""
     only, families, stages = list(only or []), list(families or []), list(stages or [])
-    found = [f'there is no check "{name}"{did_you_mean(name, REGISTRY)}' for name in only if name not in REGISTRY]
+    found = [f'there is no check "{name}"{_nearest(name)}' for name in only if name not in REGISTRY]
     for kind, asked, known in (("family", families, FAMILIES), ("stage", stages, STAGES)):
         found += [f'there is no {kind} "{name}"{did_you_mean(name, known)}' for name in asked if name not in known]
     problems("verify", found)
@@ -68,6 +71,16 @@ def select(
         for c in REGISTRY.values()
         if (not only or c.id in only) and (not families or c.family in families) and (not stages or c.stage in stages)
     ]
+
+
+def _nearest(name: str) -> str:
+    """The one check that is meant, or a few of like names or with the word in them: all would fill the screen."""
+    see = "; see groundup verify --list"
+    if (near := nearest(name, REGISTRY)) != "":
+        return near + see
+    holding = [id for id in REGISTRY if len(name) > 2 and name.casefold() in id]
+    few = (holding or difflib.get_close_matches(name.casefold(), REGISTRY, n=3, cutoff=0.3))[:3]
+    return (f" (nearest: {', '.join(few)})" if few else "") + see
 
 
 def faces(one: Check, target: Target) -> list[Face]:
@@ -105,6 +118,8 @@ def run_checks(
     state and number of threads are put back afterwards. A check that raises has failed, with the error as its note.
     """
     chosen = applicable(target, only, families, stages)
+    if target.kind == "model" and (model := target.face("model")) is not None:
+        model.answers()
     results = {}
     with torch.random.fork_rng(devices=[]), _one_thread(), draw.shift(seed):
         for done, one in enumerate(sorted(chosen, key=lambda c: cost(c.id)), 1):
@@ -130,10 +145,12 @@ def _one_thread() -> Iterator[None]:
 def _run(one: Check, target: Target) -> Result:
     begun = time.perf_counter()
     passed, measured, bound, direction, skipped = False, None, None, "<=", None
+    found: tuple[tuple[str, str], ...] = ()
     try:
         measurement = _measured(one, target)
         passed, note, direction = measurement.passed, measurement.note, measurement.direction
         measured, bound = _plain(measurement.value), _plain(measurement.bound)
+        found = measurement.found
     except NotApplicable as reason:
         skipped = note = str(reason)
     except (Exception, SystemExit) as error:  # a model that exits has not passed
@@ -153,6 +170,7 @@ def _run(one: Check, target: Target) -> Result:
         note,
         round(time.perf_counter() - begun, 3),
         skipped,
+        found,
     )
 
 
@@ -179,7 +197,10 @@ def _plain(value: float) -> float | None:
 
 
 def report(results: Sequence[Result]) -> dict[str, Any]:
-    """{"checks": [{id, family, passed, measured, bound, ...}], "failed": int, "skipped": [{id, stage, reason}]}."""
+    """{"checks": [{id, family, passed, measured, bound, ...}], "failed": int, "skipped": [{id, stage, reason}]}.
+
+    A check that failed on rows has "found" too, all of them: [{"where", "what"}]; "note" names the first few.
+    """
     keys = (
         "id",
         "family",
@@ -195,10 +216,15 @@ def report(results: Sequence[Result]) -> dict[str, Any]:
         "seconds",
     )
     return {
-        "checks": [{key: getattr(r, key) for key in keys} for r in results if r.skipped is None],
+        "checks": [{key: getattr(r, key) for key in keys} | _places(r) for r in results if r.skipped is None],
         "failed": sum(r.failed for r in results),
         "skipped": [{"id": r.id, "stage": r.stage, "reason": r.skipped} for r in results if r.skipped is not None],
     }
+
+
+def _places(result: Result) -> dict[str, Any]:
+    found = [{"where": where, "what": what} for where, what in result.found]
+    return {"found": found} if found and result.failed else {}
 
 
 def table(found: dict[str, Any] | Sequence[Result]) -> Group:
@@ -224,13 +250,24 @@ def table(found: dict[str, Any] | Sequence[Result]) -> Group:
         if not one["passed"]:
             words = [f"[bold red]{one['id']}[/]  {escape(one['bug'])}", escape(one["note"]), escape(one["remedy"])]
             parts.append(Padding("\n".join(words), (1, 0, 0, 0)))
-    reasons: dict[str, list[str]] = {}
-    for one in found["skipped"]:
-        reasons.setdefault(one["reason"], []).append(one["id"])
-    if reasons:
-        lines = [f"[dim]skip  {', '.join(ids)}: {escape(reason)}[/]" for reason, ids in reasons.items()]
-        parts.append(Padding("\n".join(lines), (1, 0, 0, 0)))
+    if found["skipped"]:
+        parts.append(Padding(Text("\n".join(_skips(found["skipped"])), style="dim"), (1 if parts else 0, 0, 0, 0)))
     return Group(*parts)
+
+
+def _skips(skipped: list[dict[str, Any]]) -> list[str]:
+    """A line for each reason, with the ids; what an adapter lacks is one reason, whatever each check needs it for."""
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for one in skipped:
+        lacks = one["reason"].startswith("the adapter has no ")
+        reasons.setdefault(one["reason"].partition(":")[0] if lacks else one["reason"], []).append(one)
+    alone = [f"skip  {ones[0]['id']}: {ones[0]['reason']}" for ones in reasons.values() if len(ones) == 1]
+    many = [
+        f"skip  {len(ones)} checks, {reason}: {', '.join(one['id'] for one in ones)}"
+        for reason, ones in reasons.items()
+        if len(ones) > 1
+    ]
+    return many + alone
 
 
 def show(found: dict[str, Any]) -> None:
