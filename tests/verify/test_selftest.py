@@ -79,7 +79,7 @@ def test_other_seeds_draw_other_numbers() -> None:
     ids = ["cached-decode-equals-forward", "init-loss", "sampler-logprobs-equal-trainer"]
     measured = {
         seed: [r.measured for r in selftest.run_checks(selftest.healthy.subject(), only=ids, seed=seed)]
-        for seed in (0, 1, 2)
+        for seed in range(4)
     }
-    for a, b in ((0, 1), (1, 2)):
-        assert all(x != y for x, y in zip(measured[a], measured[b], strict=True)), measured
+    for values in zip(*measured.values(), strict=True):  # rounding comes in steps of 2^-22 or so: two may be equal
+        assert len(set(values)) >= 3, measured
