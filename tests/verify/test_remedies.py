@@ -27,7 +27,7 @@ def test_an_outsider_is_not_sent_to_our_files(one: Check) -> None:
 
 
 def test_every_remedy_is_of_a_check_and_holds_anywhere() -> None:
-    """An entry under a name that no check has is never read; a fix on the page that only groundup's users can follow."""
+    """An entry under a name that no check has is never read; a fix that only users of groundup can follow."""
     assert set(remedies()) <= set(REGISTRY)
     assert [one.id for one in REGISTRY.values() if OURS.search(one.remedy) and one.id not in remedies()] == []
     for id, text in remedies().items():

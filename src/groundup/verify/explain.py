@@ -98,9 +98,9 @@ def as_markdown(one: Check) -> str:
     for face, how in said["how"].items():
         on = "" if len(said["how"]) == 1 and face == "recipe" else f" on a {face}"
         lines += [f"*Measured{on}.* {_paragraphs(how)}", ""]
-    lines += [f"*Fix.* {_escaped(said['remedy'])}", ""]
+    lines += [f"*Fix.* {_escaped(said['elsewhere'] or said['remedy'])}", ""]
     if said["elsewhere"]:
-        lines += [f"*Fix in a model that is not groundup's.* {_escaped(said['elsewhere'])}", ""]
+        lines += [f"*In groundup.* {_escaped(said['remedy'])}", ""]
     if said["reference"]:
         lines += [f"*Read.* {linked(said['reference'])}.", ""]
     if said["proofs"]:
