@@ -405,3 +405,34 @@ def test_only_refuses_a_damaged_input(micro_copy: Path) -> None:
     shutil.rmtree(micro_copy / "evaluate-base")
     again = run(micro_copy.parent, "--only", "evaluate-base")
     assert again.code == 2 and "SHA-256" in again.err, (result.err, again.err)
+
+
+def test_own_pairs_are_sampled_in_the_stages_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the stage forgets to hand its precision on: answers of an fp32 model are preferred by one in bf16."""
+    from groundup.stages import training
+
+    asked: list[tuple[object, ...]] = []
+
+    def sampled(*given: object) -> tuple[list[object], dict[str, object]]:
+        asked.append(given)
+        return [], {"sampled": 0, "right": 0}
+
+    monkeypatch.setattr(training, "sample_pairs", sampled)
+    recipe = tmp_path / "micro.yaml"
+    shutil.copytree(MICRO.parent / "micro", tmp_path / "micro")
+    text = (
+        MICRO.read_text()
+        .replace(
+            "sources: [{path: micro/pairs.jsonl}], steps: 12",
+            ("sources: [{path: micro/problems.jsonl}], pairs: sampled, steps: 12"),
+        )
+        .replace(
+            "steps: 12, batch_size: 4, precision: fp32", "steps: 12, batch_size: 4, precision: bf16, compile: false"
+        )
+    )
+    text = text.replace("context: 64", "context: 128").replace("steps: 40, batch_size: 8", "steps: 4, batch_size: 4")
+    assert "pairs: sampled" in text and "precision: bf16" in text and "context: 128" in text
+    recipe.write_text(text)
+    result = run(tmp_path / "runs", "--until", "dpo", recipe=recipe)
+    assert result.code == 2 and "no pair can be made" in result.err.replace("\n", " ")
+    assert [given[-1] for given in asked] == ["bf16"]

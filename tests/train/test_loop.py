@@ -188,6 +188,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, tied):
     assert train(j)["skipped_steps"] == 0
 
 
+def test_optimizer_state_that_is_not_finite_is_not_sound():
+    """Bug: the weights alone are looked at; the first step after a restart makes them NaN too."""
+    nan = torch.tensor([1.0, math.nan])
+    made = loop.Checkpoint(1, {"w": torch.ones(2)}, {"moment": nan, "step": torch.tensor(3)}, {}, torch.ones(1), {})
+    assert loop.unsound(made) == "moment"
+    made.optimizer["moment"] = torch.ones(2)
+    assert loop.unsound(made) is None
+
+
 def test_a_checkpoint_that_holds_nan_is_passed_over(tmp_path, monkeypatch):
     """Saved by an older version, or by hand."""
     monkeypatch.setattr(loop, "unsound", lambda one: None)

@@ -23,7 +23,7 @@ from groundup.verify import faults, rig, trained  # noqa: F401  (registers them)
 from groundup.verify.fault import FAULTS, swapped
 from groundup.verify.healthy import HEALTHY, subject
 from groundup.verify.run import Result, run_checks
-from groundup.verify.watch import Running, Watch
+from groundup.verify.watch import Running, Watch, judge
 
 EXPERTS = {"n_experts": 5, "top_k": 2, "d_expert": 24}
 SOUND: dict[str, Callable[..., Running]] = {
@@ -130,6 +130,15 @@ def test_what_is_allowed_is_warned_of(tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "live.json").read_text())["looks"]) == ["1", "5"]
     watch(sheet(0.5))  # a run that begins anew forgets the looks of the one before
     assert list(json.loads((tmp_path / "live.json").read_text())["looks"]) == ["1"]
+
+
+def test_what_is_allowed_is_said_in_a_line() -> None:
+    """Bug: a check that was looked at and allowed fills the screen with hundreds of rows, at the start of each run."""
+    numbers = {"measured": 3.0, "bound": 0.0, "direction": "<=", "note": "row 5, " * 900}
+    check = {"id": "a-b", "passed": False, "bug": "A bug.", "remedy": "Mend it.", **numbers}
+    said: list[str] = []
+    assert judge({"checks": [check]}, ["a-b"], "verify", said.append) == ["a-b"]
+    assert len(said) == 1 and len(said[0]) < 240 and "a-b: measured 3.0, bound <= 0.0" in said[0]
 
 
 def test_what_stopped_a_run_stops_it_again_until_it_is_allowed(tmp_path: Path) -> None:

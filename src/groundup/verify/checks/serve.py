@@ -199,6 +199,20 @@ def alone(model: ServedModel, body: Sampling) -> Any:
     return model.engine.generate([job.prompt], [job.params])[0]
 
 
+def both_ways(
+    model: ServedModel, bodies: Sequence[ChatRequest | CompletionRequest]
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """(the whole answer, the chunks of the streamed one) to each body; the batcher is closed afterwards."""
+
+    async def both() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        return [(await _whole(model, body), await _streamed(model, body)) for body in bodies]
+
+    try:
+        return finished(both())
+    finally:
+        model.batcher.close()
+
+
 async def _whole(model: ServedModel, body: Sampling) -> dict[str, Any]:
     async def stays() -> Any:
         await asyncio.sleep(WAIT)
@@ -277,14 +291,7 @@ def stream_equals_whole(subject: Subject) -> Measurement:
         if len(bodies) < 4 and len(said) > 6:
             middle = said[len(said) // 2 : len(said) // 2 + 2]
             bodies.append(body.model_copy(update={"stop": [middle]}))
-
-    async def both() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        return [(await _whole(model, body), await _streamed(model, body)) for body in bodies]
-
-    try:
-        pairs = finished(both())
-    finally:
-        model.batcher.close()
+    pairs = both_ways(model, bodies)
     found = []
     for body, (whole, chunks) in zip(bodies, pairs, strict=True):
         last, pieces = chunks[-1], [c["choices"][0] for c in chunks[:-1]]

@@ -13,7 +13,7 @@ from groundup.serve.protocol import ChatRequest, CompletionRequest
 from groundup.verify import draw
 from groundup.verify.check import Measurement, check, violations
 from groundup.verify.checks.export import extra
-from groundup.verify.checks.serve import ASKED, WAIT, alone, finished, jobs_of, served
+from groundup.verify.checks.serve import ASKED, WAIT, alone, both_ways, finished, jobs_of, served
 from groundup.verify.corpus import Message
 from groundup.verify.subject import Subject
 
@@ -74,21 +74,12 @@ def every_choice_is_its_own(subject: Subject) -> Measurement:
     choices whose text or reason, whole or streamed under their index, are not what the engine makes of that job alone;
     and usage that is not the prompts' tokens, each prompt once, and all answers'. Draws as in
     `served-together-equals-alone`."""
-    from groundup.verify.checks.serve import _streamed, _whole
-
     model = served(subject, max_batch=3)
     shared = {"model": "made", "seed": draw.shifted(11) % 2**31, "max_tokens": 9, "temperature": 1.2}
     chat = ChatRequest(messages=[{"role": "user", "content": ASKED[0]}], n=3, **shared)  # type: ignore[arg-type]
     text = CompletionRequest(prompt=["The river is", "a", "12 + 305 ="], n=2, **shared)
-    bodies = [chat, text]
-
-    async def both() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        return [(await _whole(model, body), await _streamed(model, body)) for body in bodies]
-
-    try:
-        pairs = finished(both())
-    finally:
-        model.batcher.close()
+    bodies: list[ChatRequest | CompletionRequest] = [chat, text]
+    pairs = both_ways(model, bodies)
     found, looked = [], 0
     for body, (whole, chunks) in zip(bodies, pairs, strict=True):
         jobs = jobs_of(model, body)
