@@ -153,8 +153,13 @@ def grams_of(hashed: Sequence[Hashes], real: Sequence[NDArray[np.bool_]], n: int
     """The n-grams of texts, one text behind the other. hashed, real: `word_hashes` and `real_words` of them."""
     words = np.array([len(each) for each in hashed], np.int64)
     joined = np.concatenate([np.zeros(0, np.uint64), *hashed])
+    return joined_grams(joined, np.concatenate([np.zeros(0, bool), *real]), words, n)
+
+
+def joined_grams(joined: Hashes, real: NDArray[np.bool_], words: NDArray[np.int64], n: int) -> Grams:
+    """The same of texts whose words stand in one row already; words: (texts,) how many each has."""
     grams = ngram_hashes(joined, n)
-    said = telling(np.concatenate([np.zeros(0, bool), *real]), joined, n)
+    said = telling(real, joined, n)
     of = np.repeat(np.arange(len(words)), words)[: len(grams)]
     inside = np.arange(len(grams)) + n <= np.cumsum(words)[of]
     return Grams(words, grams[inside], of[inside], said[inside])

@@ -224,10 +224,13 @@ def _items(documents: Iterable[Document], vocabulary: Vocabulary) -> Iterator[It
         yield item
 
 
+_STRICT = json.JSONEncoder(ensure_ascii=False, default=str, allow_nan=False)  # made once: json.dumps makes one a call
+
+
 def _json(meta: dict[str, Any]) -> str:
     """JSON as everybody reads it: what pandas leaves in a column of numbers, NaN, becomes null."""
     try:
-        return json.dumps(meta, ensure_ascii=False, default=str, allow_nan=False)
+        return _STRICT.encode(meta) if meta else "{}"
     except ValueError:
         plain = json.loads(json.dumps(meta, default=str), parse_constant=lambda _: None)
         return json.dumps(plain, ensure_ascii=False)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from groundup.data.arrays import save_array
 from groundup.data.benchmarks import BenchmarkItem, LocalTask, benchmark_files, read_benchmarks
-from groundup.data.decontaminate import Hashes, Table, grams_of
+from groundup.data.decontaminate import Hashes, Table, grams_of, joined_grams
 from groundup.data.unpack import reading
 from groundup.data.word_hashes import real_words, word_hashes
 from groundup.data.words import ngram_hashes, normal_words
@@ -58,9 +58,10 @@ class _File:
             self._item_of += [len(self.rows)] * len(forms)
             self.rows.append({"item": f"{item.benchmark}:{item.number}", "place": item.place, "forms": forms})
             texts += forms
-        bases = np.array(self._base[first:]) - first
-        hashed, real = (_joined(asked(pieces), bases, self.n) for asked in (word_hashes, real_words))
-        found = grams_of(hashed, real, self.n)
+        hashed, real = word_hashes(pieces), real_words(pieces)
+        words = np.array([len(piece) for piece in hashed], np.int64)
+        places, lengths = _going_on(words, np.array(self._base[first:]) - first, self.n)
+        found = joined_grams(np.concatenate(hashed)[places], np.concatenate(real)[places], lengths, self.n)
         self._grams.append(found.grams[found.said])
         self._of.append(found.of[found.said] + first)
         for form in np.flatnonzero(found.words < self.n).tolist():
@@ -103,12 +104,22 @@ class _File:
         return often[np.array(each, np.int64) > limit]
 
 
-def _joined(pieces: Sequence[NDArray[Any]], bases: NDArray[np.int64], n: int) -> list[NDArray[Any]]:
-    """Of each form its words, where it goes on from a question that one's last n - 1 and its own: no n-gram twice."""
-    return [
-        piece if base == form else np.concatenate([pieces[base][max(0, len(pieces[base]) - n + 1) :], piece])
-        for form, (base, piece) in enumerate(zip(bases.tolist(), pieces, strict=True))
-    ]
+def _going_on(
+    words: NDArray[np.int64], bases: NDArray[np.int64], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each form's own words, where it goes on from a question behind that one's last n - 1: no n-gram twice.
+
+    words: (forms,) words of each piece, which stand in one row; bases: (forms,) the form that each goes on from.
+    Returns (places in that row, form behind form; (forms,) how many each has).
+    """
+    forms = np.arange(len(words))
+    ends = np.cumsum(words)
+    before = np.where(bases == forms, 0, np.minimum(words[bases], n - 1))
+    # two runs a form: the end of its question, and its own
+    starts = np.stack([ends[bases] - before, ends - words], 1).ravel()
+    lengths = np.stack([before, words], 1).ravel()
+    places = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return places, before + words
 
 
 class _Whole(NamedTuple):
@@ -143,6 +154,7 @@ def build(
     counts: dict[str, Counter[str]] = {name: Counter() for name in section.benchmarks}
     with atomic_folder(out) as folder:
         starts = [0]
+        encoder = json.JSONEncoder(ensure_ascii=False)
         with open(folder / "items.jsonl", "wb") as texts:
             for name, file in _files(read_benchmarks(section.benchmarks, base, section.fields, tasks, seed), n, least):
                 found, first = file.whole(), len(starts) - 1
@@ -155,8 +167,9 @@ def build(
                     counts[name]["too_short"] += not looked_for.any()
                     counts[name]["with_answers_only"] += bool(looked_for.any()) and not looked_for[0]
                     row["skipped"] = np.flatnonzero(~looked_for).tolist()
-                    texts.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-                    starts.append(texts.tell())
+                    line = encoder.encode(row).encode("utf-8", "surrogatepass") + b"\n"
+                    texts.write(line)
+                    starts.append(starts[-1] + len(line))
         save_array(folder / "items.starts.npy", np.array(starts, np.int64))
         save_array(folder / "frames.npy", np.unique(np.concatenate(frames)))
         info = {

@@ -73,7 +73,8 @@ def break_spaces(points: NDArray[Any], line_ends: bool, end: str = END) -> NDArr
         near = np.flatnonzero((points[1:-1] <= 32) & (points[:-2] <= 32)) + 1
         before, here, after = (_spaces(256)[points[near + step]] for step in (-1, 0, 1))
     else:
-        near = np.flatnonzero((kinds := _spaces(0x110000)[points])[1:-1] & _SPACE) + 1
+        kinds = _spaces(0x110000).take(points, mode="clip")
+        near = np.flatnonzero((kinds[1:-1] & kinds[:-2] & _SPACE) != 0) + 1
         before, here, after = kinds[near - 1], kinds[near], kinds[near + 1]
     last = (before & here & ~after & _SPACE) != 0
     if line_ends:
@@ -183,7 +184,7 @@ class Fast:
             return True
         if self.recipe.nfc and not unicodedata.is_normalized("NFC", joined):
             return False
-        return not _odd()[code_points(joined)].any()
+        return not _odd().take(code_points(joined), mode="clip").any()
 
     def _plain(self, joined: str) -> Flat:
         text = with_breaks(joined, self.line_ends)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundup.data.document import Item
-from groundup.data.filters.measure import Floats, Ints, Measured, groups, measured, member
+from groundup.data.filters.measure import Floats, Ints, Measured, groups, measured, member, running
 from groundup.errors import UserError
 from groundup.recipe.corpus import GopherQualitySection, GopherRepetitionSection
 
@@ -204,7 +204,7 @@ class _Ngrams:
     def __init__(self, batch: Measured, which: NDArray[np.bool_]) -> None:
         self.words, self.lengths, self.splits = batch.hashes, batch.lengths, batch.splits
         self.document = np.repeat(np.arange(len(which)), np.diff(self.splits))
-        self.running = _running(self.lengths)
+        self.running = running(self.lengths, np.int64)
         self.total = np.maximum(np.diff(self.running[self.splits]), 1)
         self.places = np.arange(len(self.words)) if which.all() else np.flatnonzero(which[self.document])
 
@@ -234,7 +234,7 @@ class _Ngrams:
                 covered = np.zeros(len(words), bool)
                 for i in range(n):
                     covered[later + i] = True
-                repeats[n] += np.diff(_running(self.lengths * covered)[self.splits]) / self.total
+                repeats[n] += np.diff(running(self.lengths * covered, np.int64)[self.splits]) / self.total
 
     def _top(self, n: int, first: Ints, counts: Ints) -> Floats:
         characters = self.running[first + n] - self.running[first]
@@ -258,9 +258,3 @@ def _repeated(places: Ints, grams: NDArray[np.uint64]) -> tuple[Ints, NDArray[np
     twice = np.repeat(counts > 1, counts)
     counts = counts[counts > 1]
     return places[twice], grams[twice], np.cumsum(counts) - counts
-
-
-def _running(values: Ints) -> Ints:
-    out = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(values, out=out[1:])
-    return out

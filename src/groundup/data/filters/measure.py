@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ _NEWLINE = 10
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+T = TypeVar("T", np.int64, np.uint64)
 
 
 _TESTS = ((SPACE, str.isspace), (LETTER, str.isalpha), (WORD, str.isalnum), (LOWER, str.islower))
@@ -104,7 +106,7 @@ class Measured:
         self._beyond = np.flatnonzero(self.codes >= _BMP)
         for place in self._beyond:
             self.kinds[place] = _kind(chr(self.codes[place]))
-        self.unspaced_places = np.flatnonzero(self.kinds & UNSPACED)  # few or none in most texts
+        self.unspaced_places = np.flatnonzero((self.kinds & UNSPACED) != 0)  # few or none in most texts
 
     # ---- written words ----
 
@@ -117,14 +119,16 @@ class Measured:
         before = np.empty_like(inside)
         before[0] = False
         before[1:] = inside[:-1]
+        if not len(places := self.unspaced_places):
+            edges = np.flatnonzero(inside != before)  # a begin, an end, ...: the last text's line end closes its word
+            return edges[0::2].copy(), edges[1::2].copy()
         begin = inside & ~before
-        if len(places := self.unspaced_places):
-            # a letter stands alone, and what is no part of such a script begins anew behind one
-            letters = places[(self.kinds[places] & LETTER) != 0]
-            begin[letters] = inside[letters]
-            behind = places + 1  # there is always one: the line end behind the last text
-            behind = behind[(self.kinds[behind] & (UNSPACED | WORD)) == WORD]
-            begin[behind] = inside[behind]
+        # a letter stands alone, and what is no part of such a script begins anew behind one
+        letters = places[(self.kinds[places] & LETTER) != 0]
+        begin[letters] = inside[letters]
+        behind = places + 1  # there is always one: the line end behind the last text
+        behind = behind[(self.kinds[behind] & (UNSPACED | WORD)) == WORD]
+        begin[behind] = inside[behind]
         edges = np.flatnonzero(begin | (before & ~inside))
         is_begin = begin[edges]
         return edges[is_begin], edges[1:][is_begin[:-1]]
@@ -158,8 +162,9 @@ class Measured:
     @cached_property
     def alphabetic(self) -> Floats:
         """(documents,) share of written words with a letter; 0 without words."""
-        has = np.bitwise_or.reduceat(self.kinds, self.word_begins) if len(self.word_begins) else self.kinds[:0]
-        return _ratio(self._sum((has & LETTER) != 0), np.diff(self._word_splits))
+        letters = running((self.kinds & LETTER) != 0, np.int64)
+        has = letters.take(self.word_ends) > letters.take(self.word_begins)
+        return _ratio(self._sum(has), np.diff(self._word_splits))
 
     def _sum(self, of_words: NDArray[np.generic]) -> Ints:
         return _sums(of_words, self._word_splits)
@@ -209,9 +214,8 @@ class Measured:
         # to the power 0 by the inverse of the first, so that equal words are equal wherever they stand
         powers, inverses = _powers()
         bits *= powers[: len(bits)]
-        edges = np.empty(2 * len(begins), np.int64)
-        edges[0::2], edges[1::2] = begins, ends
-        hashes = np.add.reduceat(bits, edges)[0::2] * inverses[begins]
+        sums = running(bits, np.uint64)
+        hashes = (sums.take(ends) - sums.take(begins)) * inverses.take(begins)
         return hashes, ends - begins, np.searchsorted(begins, self.begins)
 
     @property
@@ -274,9 +278,14 @@ def member(codes: NDArray[np.uint32], characters: str) -> NDArray[np.bool_]:
 
 
 def _sums(values: NDArray[np.generic], splits: Ints) -> Ints:
-    running = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(values, out=running[1:])
-    return np.diff(running[splits])
+    return np.diff(running(values, np.int64)[splits])
+
+
+def running(values: NDArray[np.generic], kind: type[T]) -> NDArray[T]:
+    """(n + 1,) the sum of the first i: of any run, a difference of two (which `reduceat` takes twice as long for)."""
+    out = np.zeros(len(values) + 1, kind)
+    np.cumsum(values, out=out[1:])
+    return out
 
 
 def _ratio(above: Ints, below: Ints) -> Floats:
