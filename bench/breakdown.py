@@ -37,7 +37,7 @@ def part(name: str, shapes: list[list[int]], places: int) -> str:
     low = name.lower()
     if "attention" in low:
         return "attention, backward" if low.endswith(("backward", "for_cpu_backward")) else "attention, forward"
-    if low in ("aten::mm", "aten::addmm", "aten::linear", "aten::bmm"):
+    if low in ("aten::mm", "aten::addmm", "aten::linear", "aten::bmm", "groundup::linear", "groundup::matmul"):
         left = next((shape for shape in shapes if len(shape) > 1), [0])
         inner = left[-1] == places  # a sum over the tokens
         return "matmul, weight gradients" if inner else "matmul, forward and input gradients"

@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from groundup.model.count import count
 from groundup.model.transformer import Transformer
 from groundup.plan.budget import training_memory
 from groundup.plan.memory import Memory
+from groundup.plan.resolve import cpu_tokens_per_forward
 from groundup.recipe.schema import PretrainSection
 from groundup.stages.steps import Steps
+from groundup.train.allocator import kept_memory
 from groundup.train.objective import Loss
 
 WIDE = ModelConfig(
@@ -67,9 +70,10 @@ MIB = 2**20
 HUNDRED_MILLION = ModelConfig(
     vocab_size=50304, d_model=640, n_layers=14, n_heads=10, n_kv_heads=10, head_dim=64, d_ff=1728, context=1024
 )  # fmt: skip
-CONTESTANTS: dict[str, dict[str, str]] = {
+CONTESTANTS: dict[str, dict[str, Any]] = {
     "plain loop, AdamW": {"optimizer": "adamw"},
     "groundup, AdamW": {"optimizer": "adamw"},
+    "groundup's defaults, all rows at once": {"rows": 8},
     "groundup's defaults (Muon)": {},
     "its defaults, recompute: selective": {"recompute": "selective"},
     "its defaults, recompute: block": {"recompute": "block"},
@@ -94,10 +98,11 @@ def whole(model: Transformer, batch: Batch) -> Loss:
 def contestant(name: str) -> None:
     """Peak bytes of a fresh process over a step of 8 x 1024 tokens: by the system's count, and torch's tensors.
 
-    The micro-batch is what `auto` is there: 16,384 tokens at most in a forward pass, so all 8 rows.
+    The plain loop takes all 8 rows in one forward pass; groundup's micro-batch is what `auto` is there.
     """
-    asked = section("bf16", **{"optimizer": "muon", "recompute": "none", **CONTESTANTS[name]},
-                    rows=8, micro_batches=1, compiled=False)  # fmt: skip
+    auto = cpu_tokens_per_forward(HUNDRED_MILLION.d_model) // HUNDRED_MILLION.context
+    given = {"optimizer": "muon", "recompute": "none", "rows": 8 if "plain" in name else auto, **CONTESTANTS[name]}
+    asked = section("bf16", **given, micro_batches=8 // given["rows"], compiled=False)
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     steps = Steps(HUNDRED_MILLION, asked)
@@ -108,14 +113,17 @@ def contestant(name: str) -> None:
         p.grad = torch.zeros_like(p)
     steps.optimizers.step(0.0)
     steps.optimizers.zero_grad()
-    tensors = steps.measured_peak()
+    with nullcontext() if "plain" in name else kept_memory("cpu"):  # which the loop of every stage has
+        steps()
+        resident = status("VmHWM") - before
+        tensors = steps.measured_peak()  # its profiler takes memory of its own
     predicted = training_memory(HUNDRED_MILLION, asked).total
-    print(json.dumps({"name": name, "resident": status("VmHWM") - before, "tensors": tensors, "predicted": predicted}))
+    print(json.dumps({"name": name, "resident": resident, "tensors": tensors, "predicted": predicted}))
 
 
 def naive() -> None:
     base: dict[str, Any] = {}
-    print(f"{'MiB':36}{'resident':>10}{'':8}{'tensors':>10}{'':8}{'predicted':>10}")
+    print(f"{'MiB':40}{'resident':>10}{'':8}{'tensors':>10}{'':8}{'predicted':>10}")
     for name in CONTESTANTS:
         command = [sys.executable, __file__, "--contestant", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
@@ -123,7 +131,7 @@ def naive() -> None:
         base = base or found
         shares = (f"{found[key] / MIB:>10,.0f}{found[key] / base[key]:>7.2f}x" for key in ("resident", "tensors"))
         planned = "" if found is base else f"{found['predicted'] / MIB:>10,.0f}"
-        print(f"{name:36}{''.join(shares)}{planned}", flush=True)
+        print(f"{name:40}{''.join(shares)}{planned}", flush=True)
 
 
 def resident(name: str, asked: dict[str, Any]) -> int:

@@ -38,7 +38,6 @@ RECIPE = [
     *(
         "verify.enabled=false",
         "evaluate.limit=1",
-        "pretrain.steps=120",
         "pretrain.save_every=1",
         "pretrain.keep_best=1",
     ),
@@ -121,10 +120,10 @@ def _child(arguments: list[str], log: str, folder: str, planted: dict[str, Any])
 
 
 class Drill:
-    """Runs of one recipe: what comes before training is made once and copied."""
+    """Runs of one recipe: what comes before training is made once and copied. steps: of pretraining."""
 
-    def __init__(self, base: Path, until: str = "pretrain", seed: int = 0) -> None:
-        self.base, self.until, self.draw = base, until, random.Random(seed)
+    def __init__(self, base: Path, until: str = "pretrain", seed: int = 0, steps: int = 120) -> None:
+        self.base, self.until, self.steps, self.draw = base, until, steps, random.Random(seed)
         self.last: list[Path] = []
         base.mkdir(parents=True, exist_ok=True)
         self.before = self._prepared()
@@ -136,7 +135,8 @@ class Drill:
         assert self.hashes, "nothing was trained"
 
     def arguments(self, folder: Path, until: str) -> list[object]:
-        return ["run", MICRO, "--runs", folder.parent, "--until", until, *(x for s in RECIPE for x in ("--set", s))]
+        asked = [*RECIPE, f"pretrain.steps={self.steps}"]
+        return ["run", MICRO, "--runs", folder.parent, "--until", until, *(x for s in asked for x in ("--set", s))]
 
     def start(self, folder: Path, **planted: Any) -> Child:
         return Child(*self.arguments(folder, self.until), log=folder.parent / "log", planted=planted)

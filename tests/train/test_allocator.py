@@ -32,7 +32,8 @@ def test_freed_memory_is_used_again(nobody_chose: None) -> None:
     with kept_memory("cpu") as kept:
         if not kept:
             pytest.skip("another C library")
-        faults()
+        for _ in range(5):  # an aligned block does not fit where its equal lay: some are taken before they go round
+            faults()
         again = faults()
     after = faults()
     assert again < 1000 < after  # three times 12,000 pages; given back at the end

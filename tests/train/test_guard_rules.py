@@ -1,10 +1,12 @@
 """The guard's rules by themselves: what is a spike, how the rate comes back, what the recipe refuses."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
+from groundup.errors import UserError
 from groundup.recipe.ramp import BatchSizes
 from groundup.recipe.schema import GrpoSection, GuardSection, PretrainSection
 from groundup.train.guard import Guard, Spike, planned_changes, told
@@ -116,10 +118,113 @@ def test_the_rate_comes_back_and_later_after_each_incident():
     assert [guard.factor(s) for s in (96, 100, 296, 297, 345, 355)] == pytest.approx([1.0, 0.5, 1.0, 0.5, 0.5, 1.0])
 
 
+def tried(bad, until=100, **more):
+    """(guard that has just rolled back a spike at step 100, what it told, the steps that were tried). bad: the steps
+    whose data have a loss of 30 by sound weights."""
+    told, asked = [], []
+
+    def trial(step):
+        asked.append(step)
+        return 30.0 if step in bad else 3.0
+
+    guard, _ = fed(calm(until), Guard(SECTION, {}, trial=trial, tell=told.append, **more))
+    spike = fed([30.0, 30.0], guard, 100)[1]
+    before = Guard(SECTION, {})
+    fed(calm(until)[:90], before)
+    guard.decide(spike, 90, "")
+    guard.undo(before.state())
+    fed(calm(until)[90:97], guard, 90)
+    return guard, told, asked
+
+
+def test_data_at_fault_are_left_out_and_nothing_else():
+    """Bug: good steps before and behind the bad ones are left out too; or the rate stays low, though not at fault."""
+    guard, told, asked = tried(range(100, 107))
+    assert [guard.passes_over(step) for step in range(97, 100)] == [False] * 3 and asked == [97, 98, 99, 100]
+    fed(calm(3), guard, 97)
+    assert [guard.passes_over(step) for step in range(100, 109)] == [True] * 7 + [False] * 2
+    assert guard.course.events[-1]["passed_over"] == [[101, 107]] and guard.course.events[-1]["fault"] == "data"
+    assert told[0].endswith("at fault: left out are steps 101 to 107")
+    assert [guard.factor(step) for step in (96, 97, 107, 112, 117)] == pytest.approx([1, 0.5, 0.5, 0.5**0.5, 1])
+    fed([3.0], guard, 107)
+    count = len(asked)
+    assert not guard.passes_over(108) and len(asked) == count  # the weights have moved: a loss says nothing of data
+
+
+def test_data_that_fit_are_not_at_fault():
+    """Bug: the data are blamed for what the rate did: the steps that did the damage are taken again."""
+    guard, told, asked = tried([])
+    assert [guard.passes_over(step) for step in range(97, 107)] == [True] * 8 + [False] * 2
+    assert asked == [97, 98, 99, 100] and guard.course.events[-1]["fault"] == "weights"
+    assert told[0].endswith("as good as others: steps 98 to 105 are passed over, the rate stays low for a while")
+    assert guard.factor(125) == 0.5
+
+
+def test_no_more_than_a_window_is_left_out():
+    """Bug: data that changed for good are left out to the end of the run, which reports success."""
+    guard, _, _ = tried(range(100, 1000))
+    fed(calm(3), guard, 97)
+    assert sum(guard.passes_over(step) for step in range(97, 300)) == SECTION.window
+
+
+def test_data_of_another_kind_by_plan_are_not_held_against_the_old():
+    """Bug: the steps after a planned change are left out, since the window is of the data before it."""
+    guard, _, _ = tried(range(100, 1000), changes=[104])
+    assert [guard.passes_over(step) for step in range(97, 106)] == [False] * 3 + [True] * 4 + [False] * 2
+
+
+def test_a_spike_after_bad_data_begins_where_it_begins():
+    """Bug: it goes back to before the data that were found at fault: the weights were sound all along."""
+    guard, _, _ = tried(range(100, 107))
+    for step in range(97, 107):
+        if not guard.passes_over(step):
+            fed([3.0], guard, step)
+    fed(calm(10), guard, 107)
+    spike = fed([30.0, 30.0], guard, 117)[1]
+    assert spike.begin == 117 - 6 and guard.course.tries == 1
+    guard.decide(spike, 100, "")
+    assert (guard.course.tries, guard.course.incidents, guard.course.onset) == (2, 1, 117)
+
+
+def test_a_change_of_mind_is_in_the_state():
+    """Bug: killed between the way back and the bad data, the run forgets that it is to find out who is at fault."""
+    guard, _, _ = tried(range(100, 107))
+    copy = Guard(SECTION, guard.state(), trial=lambda step: 30.0 if 100 <= step < 107 else 3.0)
+    assert [copy.passes_over(step) for step in range(97, 108)] == [guard.passes_over(step) for step in range(97, 108)]
+
+
+def skipped(guard, step, lost):
+    guard.lost = lost
+    return guard.look(step, {"loss": float("nan"), "skipped": 1})
+
+
+def test_steps_lost_are_a_spike():
+    """Bug: bad steps in a row end the run though it could go back; or the first of them is taken for a later one."""
+    guard, _ = fed(calm(100))
+    assert skipped(guard, 100, None) is None
+    spike = skipped(guard, 103, ("steps", 4))
+    assert (spike.onset, spike.seen, spike.begin, len(spike.losses)) == (100, 103, 97, 4)
+    guard.refuse_endless_tries(spike, "")
+    event = guard.decide(spike, 90, "documents a")
+    assert json.loads(json.dumps(event, allow_nan=False)) == event
+    assert "4 steps in a row were not finite, up to step 104; back to step 90" in told(event)
+
+
+def test_weights_lost_are_a_spike_where_there_is_a_way_back():
+    """Bug: a run that never went well (fp16 at its smallest scale) passes over its steps and reports success; or it
+    ends at its first bad step."""
+    guard, _ = fed(calm(2))
+    assert skipped(guard, 2, ("weights", 1)) is None
+    with pytest.raises(UserError, match="9 steps in a row were not finite, up to step 11"):
+        guard.refuse_endless_tries(skipped(guard, 10, ("steps", 9)), "")
+    guard, _ = fed(calm(18), guard, 2)
+    assert skipped(guard, 20, ("weights", 1)).not_finite == "weights"
+    off = Guard(GuardSection(enabled=False), {})
+    assert skipped(off, 50, ("weights", 1)) is None and skipped(off, 60, ("steps", 3)) is not None
+
+
 def test_state_goes_through_json():
     """Bug: a resumed guard has half its state, or the state is no JSON."""
-    import json
-
     guard, _ = fed([*calm(100), 4.0])
     again(guard, 101)
     fed([*calm(30), 4.0, 4.0], guard, 110)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.config import ModelConfig
-from groundup.model.linear import PackedLinear
+from groundup.model.flex import flex, separate
+from groundup.model.linear import Linear, PackedLinear
 from groundup.model.native import attention as native
 from groundup.model.norm import make_norm
 from groundup.model.position import rotate
+
+if TYPE_CHECKING:
+    from groundup.model.flex import Mask
+
+KERNELS: set[str] = set()  # what computed attention where gradients were wanted, since a training run began
 
 
 class Cache(Protocol):
@@ -31,6 +37,7 @@ def attention_mask(documents: Tensor | None, positions: Tensor, cache: Cache | N
     """Who may see whom: (B or 1, 1, T, S) bool, True = visible; None means plain causal.
 
     Packed documents: the same document and not later. Restarting positions alone would not separate them.
+    On CUDA rows of one document each need no mask, so None; in blocks see `model.flex`.
     Cache: slot s holds position s, so a query at position p sees slots <= p. What lies beyond (padding of a
     ragged batch, or an earlier, longer request) is invisible.
     window: a query at p sees p - window + 1 to p; 0 = all.
@@ -41,6 +48,8 @@ def attention_mask(documents: Tensor | None, positions: Tensor, cache: Cache | N
         seen = back >= 0
         return (seen & (back < window) if window else seen)[:, None]
     t = positions.shape[1]
+    if documents is not None and documents.is_cuda and not separate(documents):
+        documents = None  # flash attention takes causal rows, and no mask of any kind
     if documents is None and not 0 < window < t:
         return None
     causal = torch.ones(t, t, dtype=torch.bool, device=positions.device).tril()
@@ -55,7 +64,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
+    mask: Mask,
     scale: float,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
@@ -63,10 +72,15 @@ def attend(
 ) -> Tensor:
     """q (B, H, T, d), k (B, KV, S, d), v (B, KV, S, dv) -> (B, T, H, dv).
 
-    mask: bool or numbers to add, (B or 1, H or 1, T, S); None = causal. sinks (H,): scores without a value.
+    mask: bool or numbers to add, (B or 1, H or 1, T, S); in blocks, which FlexAttention takes; None = causal.
+    sinks (H,): scores without a value.
     cached: False = the keys are those of the queries' own rows, which a kernel of our own may serve.
     """
+    if mask is not None and not isinstance(mask, Tensor):
+        _note("flex")
+        return flex(q, k, v, mask, scale, softcap).transpose(1, 2)
     if not cached and not softcap and sinks is None and native.serves(q, k, v, mask):
+        _note("native")
         return native.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)[0]
     b, h, t, _ = q.shape
     kv = k.shape[1]
@@ -85,10 +99,24 @@ def attend(
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.type_as(q)
     if softcap or sinks is not None:
+        _note("explicit")
         y = explicit_attention(q, k, v, mask, scale, softcap, sinks)
     else:
+        _note("torch sdpa, causal" if mask is None else "torch sdpa, masked")
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and t > 1, scale=scale)
     return y.reshape(b, 1, h, -1) if t == 1 else y.transpose(1, 2)
+
+
+def _note(kernel: str) -> None:
+    if torch.is_grad_enabled():
+        _remember(kernel)
+
+
+@torch.compiler.assume_constant_result
+def _remember(kernel: str) -> bool:
+    """In what is compiled this runs once, when it is traced: which kernel is then fixed."""
+    KERNELS.add(kernel)
+    return True
 
 
 def explicit_attention(
@@ -123,7 +151,7 @@ class Attention(nn.Module):
         self.config, self.layer = config, layer
         h, kv, hd = config.n_heads, config.n_kv_heads, config.head_dim
         self.qkv = PackedLinear(config.d_model, (h * hd, kv * hd, kv * hd), bias="qkv" in config.bias)
-        self.out = nn.Linear(h * hd, config.d_model, bias="out" in config.bias)
+        self.out = Linear(h * hd, config.d_model, bias="out" in config.bias)
         # "full" normalises all heads of a token together, before they are told apart (OLMo 2)
         sizes = {"head": (hd, hd), "full": (h * hd, kv * hd)}.get(config.qk_norm)
         self.q_norm = make_norm(config, sizes[0]) if sizes else None
@@ -131,9 +159,7 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(h)) if config.sinks else None
         self.scale = (config.score_dim or hd) ** -0.5
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         """x (B, T, D); angles (2, B or 1, T, 1, rope_dim) or None; mask as in `attend`."""
         b, t, _ = x.shape
         q, k, v = self.project(x, angles)

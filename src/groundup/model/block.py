@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from groundup.model.attention import Attention, Cache
@@ -10,6 +12,9 @@ from groundup.model.latent import LatentAttention
 from groundup.model.mlp import make_mlp
 from groundup.model.moe import ExpertMLP
 from groundup.model.norm import make_norm
+
+if TYPE_CHECKING:
+    from groundup.model.flex import Mask
 
 
 class Block(nn.Module):
@@ -29,9 +34,7 @@ class Block(nn.Module):
         self.mlp = ExpertMLP(config) if config.has_experts(layer) else make_mlp(config, config.d_ff)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         """x (B, T, D) -> (B, T, D); the rest as in `Attention.forward`."""
         x = x + self.dropout(self.attention(self.norm1(x), angles, mask, positions, cache))
         return x + self.dropout(self.mlp(self.norm2(x)))
@@ -40,9 +43,7 @@ class Block(nn.Module):
 class PostNorm(Block):
     """norm(x + f(x)): the first Transformer (Vaswani et al. 2017) and GPT-1. No norm follows the last layer."""
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         x = self.norm1(x + self.dropout(self.attention(x, angles, mask, positions, cache)))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
@@ -52,9 +53,7 @@ class OutputNorm(Block):
 
     norms = ("norm1_out", "norm2_out")
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         x = x + self.dropout(self.norm1_out(self.attention(x, angles, mask, positions, cache)))
         return x + self.dropout(self.norm2_out(self.mlp(x)))
 
@@ -64,9 +63,7 @@ class SandwichNorm(Block):
 
     norms = ("norm1", "norm1_out", "norm2", "norm2_out")
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         x = x + self.dropout(self.norm1_out(self.attention(self.norm1(x), angles, mask, positions, cache)))
         return x + self.dropout(self.norm2_out(self.mlp(self.norm2(x))))
 
@@ -74,9 +71,7 @@ class SandwichNorm(Block):
 class Parallel(Block):
     """x + attention(norm1(x)) + mlp(norm2(x)): GPT-NeoX (arXiv 2204.06745)."""
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         attention = self.attention(self.norm1(x), angles, mask, positions, cache)
         return x + self.dropout(attention + self.mlp(self.norm2(x)))
 
@@ -86,9 +81,7 @@ class ParallelShared(Block):
 
     norms = ("norm1",)
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         n = self.norm1(x)
         return x + self.dropout(self.attention(n, angles, mask, positions, cache) + self.mlp(n))
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from groundup.model.attention import Cache, attend
 from groundup.model.config import ModelConfig
-from groundup.model.linear import PackedLinear
+from groundup.model.linear import Linear, PackedLinear
 from groundup.model.norm import make_norm
 from groundup.model.position import rotate
+
+if TYPE_CHECKING:
+    from groundup.model.flex import Mask
 
 
 class LatentAttention(nn.Module):
@@ -21,21 +26,19 @@ class LatentAttention(nn.Module):
         self.config, self.layer, self.latent = config, layer, config.latent
         d, h, m = config.d_model, config.n_heads, config.latent
         if m.q_rank:
-            self.q_down = nn.Linear(d, m.q_rank, bias=False)
+            self.q_down = Linear(d, m.q_rank, bias=False)
             self.q_norm = make_norm(config, m.q_rank)
-            self.q_up = nn.Linear(m.q_rank, h * config.qk_dim, bias=False)
+            self.q_up = Linear(m.q_rank, h * config.qk_dim, bias=False)
         else:
-            self.q = nn.Linear(d, h * config.qk_dim, bias=False)
+            self.q = Linear(d, h * config.qk_dim, bias=False)
         self.kv_down = PackedLinear(d, (m.kv_rank, m.rope_dim), bias=False)
         self.kv_norm = make_norm(config, m.kv_rank)
-        self.kv_up = nn.Linear(m.kv_rank, h * (m.nope_dim + m.v_dim), bias=False)
-        self.out = nn.Linear(h * m.v_dim, d, bias="out" in config.bias)
+        self.kv_up = Linear(m.kv_rank, h * (m.nope_dim + m.v_dim), bias=False)
+        self.out = Linear(h * m.v_dim, d, bias="out" in config.bias)
         self.sinks = nn.Parameter(torch.zeros(h)) if config.sinks else None
         self.scale = (config.score_dim or config.qk_dim) ** -0.5
 
-    def forward(
-        self, x: Tensor, angles: Tensor | None, mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None) -> Tensor:
         """x (B, T, D); angles (2, B or 1, T, 1, rope_dim) or None (a layer without position); mask as in `attend`."""
         b, t, _ = x.shape
         h, m = self.config.n_heads, self.latent
@@ -45,7 +48,7 @@ class LatentAttention(nn.Module):
         latent, k_rotated = self.kv_norm(latent)[:, :, None], k_rotated[:, :, None]  # one "head"
         if angles is not None:
             q_rotated, k_rotated = (rotate(part, angles[0], angles[1]) for part in (q_rotated, k_rotated))
-        if cache is not None and mask is not None:
+        if cache is not None and isinstance(mask, Tensor):
             y = self.from_cache(q, q_rotated, torch.cat([latent, k_rotated], dim=-1), mask, positions, cache)
         else:
             k, v = self.kv_up(latent).view(b, t, h, -1).split((m.nope_dim, m.v_dim), dim=-1)
@@ -53,7 +56,7 @@ class LatentAttention(nn.Module):
             y = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, cached=False)
         return self.out(y.reshape(b, t, -1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cached: bool = True) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, cached: bool = True) -> Tensor:
         softcap = self.config.attention_softcap
         return attend(q, k.type_as(q), v.type_as(q), mask, self.scale, softcap, self.sinks, cached=cached)
 

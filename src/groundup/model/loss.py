@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from groundup.model.native.matmul import mm
 from groundup.model.transformer import Transformer
 
 IGNORE = -100
@@ -142,7 +143,7 @@ class Sweep:
         few = chunk_rows(self.rows, 4 * vocab, SLICE_BYTES.get(hidden.device.type, 1 << 30))
         self.lifted = HALF_SCALE if head.dtype == torch.float16 else 1.0
         self.losses = hidden.new_empty(n, dtype=torch.float32)
-        self.of_hidden = torch.empty_like(hidden) if wanted[0] else None
+        self.of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else None
         self.of_weight: Tensor | None = None
         self.of_bias = weight.new_zeros(vocab, dtype=torch.float32) if wanted[2] else None
         low, matrix = hidden.to(head.dtype), weight.to(head.dtype)
@@ -150,7 +151,7 @@ class Sweep:
         slices = hidden.new_empty(2, few, vocab, dtype=torch.float32)
         for start in range(0, n, self.rows):
             part = slice(start, min(start + self.rows, n))
-            chunk = torch.mm(low[part], matrix.t(), out=products[: part.stop - start])
+            chunk = mm(low[part], matrix.t(), out=products[: part.stop - start])
             for at in range(0, len(chunk), few):
                 here = slice(start + at, min(start + at + few, part.stop))
                 piece = chunk[at : at + few]
@@ -206,18 +207,20 @@ class Sweep:
     def _products(self, chunk: Tensor, hidden: Tensor, matrix: Tensor, part: slice) -> None:
         """A chunk's share of the gradients of hidden states and matrix."""
         if self.of_hidden is not None:
-            self.of_hidden[part] = (
-                torch.mm(chunk, matrix) / self.lifted if self.lifted != 1 else torch.mm(chunk, matrix)
-            )
+            if chunk.dtype == self.of_hidden.dtype and self.lifted == 1:
+                mm(chunk, matrix, out=self.of_hidden[part])
+            else:
+                share = torch.mm(chunk, matrix)
+                self.of_hidden[part] = share / self.lifted if self.lifted != 1 else share
         if not self.wanted[1]:
             return
         if chunk.dtype == torch.float16:
             share = self._half_product(chunk, hidden)
             self.of_weight = share if self.of_weight is None else self.of_weight.add_(share)
         elif self.of_weight is None:
-            self.of_weight = torch.mm(chunk.t(), hidden).float()
+            self.of_weight = mm(chunk.t(), hidden).float()
         elif chunk.dtype == torch.float32:
-            self.of_weight.addmm_(chunk.t(), hidden)
+            mm(chunk.t(), hidden, out=self.of_weight, add=True)
         else:  # the sum over chunks is fp32: in bf16 a hundred of them would be lost in the rounding of the next
             self.of_weight += torch.mm(chunk.t(), hidden)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.config import ModelConfig
-from groundup.model.linear import PackedLinear
+from groundup.model.linear import Linear, PackedLinear
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[config.mlp]
         self.gate_up = PackedLinear(config.d_model, (hidden, hidden), bias="up" in config.bias)
-        self.down = nn.Linear(hidden, config.d_model, bias="down" in config.bias)
+        self.down = Linear(hidden, config.d_model, bias="down" in config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).split(self.gate_up.sizes, dim=-1)
@@ -50,8 +50,8 @@ class PlainMLP(nn.Module):
     def __init__(self, config: ModelConfig, hidden: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.mlp]
-        self.up = nn.Linear(config.d_model, hidden, bias="up" in config.bias)
-        self.down = nn.Linear(hidden, config.d_model, bias="down" in config.bias)
+        self.up = Linear(config.d_model, hidden, bias="up" in config.bias)
+        self.down = Linear(hidden, config.d_model, bias="down" in config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))

@@ -19,7 +19,8 @@ from groundup.recipe.ramp import BatchSizes
 from groundup.recipe.schema import Recipe
 
 TOKENS_PER_PARAMETER = 20
-CPU_TOKENS_PER_FORWARD = 16_384
+CPU_TOKENS_PER_FORWARD = (4_096, 16_384)  # wide models, narrow ones
+NARROW = 256  # wide up to which a CPU takes the most
 GPU_TOKENS_PER_FORWARD = 32_768
 SEARCH_ONLY = ("params", "d_ff_multiple")  # keys of `model:` that only decide others
 RAMP_STEPS = 1_000_000  # so finely is a ramp averaged
@@ -210,6 +211,13 @@ def _mean_batch(section: dict[str, Any]) -> float:
     return BatchSizes(int(section["batch_size"]), ramp, RAMP_STEPS).before(RAMP_STEPS) / RAMP_STEPS
 
 
+def cpu_tokens_per_forward(width: int) -> int:
+    """Tokens of a forward pass on a CPU: activations take memory by tokens x width, and the products of a wide model
+    are as fast with fewer; a narrow one needs many to outweigh what every call costs. A power of two."""
+    fewest, most = CPU_TOKENS_PER_FORWARD
+    return min(most, max(fewest, 1 << max(most * NARROW // width, 1).bit_length() - 1))
+
+
 def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host, put: Any, devices: int) -> None:
     s = tree[stage]
     n = count(config)["total"]
@@ -225,7 +233,7 @@ def _training(tree: dict[str, Any], stage: str, config: ModelConfig, host: Host,
         put("pretrain.steps", steps, f"{TOKENS_PER_PARAMETER} tokens a parameter", "2203.15556 (Chinchilla)")
     else:
         put(f"{stage}.steps", {"sft": 400, "dpo": 100, "grpo": 100}[stage], "a short stage", "default, not tuned")
-    budget = CPU_TOKENS_PER_FORWARD if host.device == "cpu" else GPU_TOKENS_PER_FORWARD
+    budget = cpu_tokens_per_forward(config.d_model) if host.device == "cpu" else GPU_TOKENS_PER_FORWARD
     rows = s["batch_size"] * s.get("group_size", 1)
     fits = max(1, min(rows, budget // config.context // (2 if stage == "dpo" else 1)))
     why = f"at most {budget:,} tokens in one forward pass"

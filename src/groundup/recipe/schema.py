@@ -256,7 +256,7 @@ class TrainSection(Section):
     keep_checkpoints: Positive = Field(5, description="newest checkpoints kept; the guard may keep two more")
     keep_best: Whole = Field(0, description="besides: checkpoints with the best validation kept; a best one is saved")
     keep_every: Positive | None = Field(None, description="besides: those at multiples of so many steps, for good")
-    max_bad_steps: Positive = Field(10, description="non-finite steps in a row before the run stops")
+    max_bad_steps: Positive = Field(10, description="non-finite steps in a row before the run goes back, or stops")
     guard: GuardSection = Field(default_factory=GuardSection, description="what is done about a spike of the loss")
 
     def of_training(self) -> dict[str, Any]:

@@ -201,12 +201,17 @@ class Parts:
 
         return run
 
-    def _forward(self, block: nn.Module, layer: int, rows: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _forward(
+        self, block: nn.Module, layer: int, rows: int, trained: bool = True
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """trained: with the mask that training gives (precision and compiler decide); else with a dense one."""
         c, batch = self.config, example(self.config, rows, self.device)
         local = c.is_local(layer)
         angles = self.model.angles_of_layers(batch.documents, batch.positions)[layer]
-        mask = self.model.mask(batch.documents, batch.positions, None, local)
-        mask = mask.detach() if mask is not None else None  # a trained bias keeps one graph for all repetitions
+        as_trained = autocast(self.device, str(self.section.precision))
+        with as_trained if trained else torch.compiler.set_stance("force_eager"):
+            mask = self.model.mask(batch.documents, batch.positions, None, local)
+        mask = mask.detach() if isinstance(mask, Tensor) else mask  # a trained bias keeps one graph for all repetitions
         x = torch.randn(rows, c.context, c.d_model, device=self.device, requires_grad=True)
         return x, lambda x: block(x, angles, mask, batch.positions, None)
 
@@ -249,7 +254,7 @@ class Parts:
 
         seconds = 0.0
         for name, often in self.kinds.items():
-            x, call = self._forward(self.blocks[self.place[name]], self.layers[self.place[name]], rows)
+            x, call = self._forward(self.blocks[self.place[name]], self.layers[self.place[name]], rows, trained=False)
             seconds += often * no_grad(lambda x=x, call=call: call(x))  # type: ignore[misc]
         batch = example(self.config, rows, self.device)
         with self.blocks_left_out():

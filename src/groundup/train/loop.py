@@ -14,6 +14,7 @@ from torch import Tensor
 
 from groundup.data.prefetch import prefetching
 from groundup.errors import Interrupted, UserError
+from groundup.model.attention import KERNELS
 from groundup.model.storage import load_tensors
 from groundup.model.transformer import Transformer
 from groundup.record.metrics import MetricsLog
@@ -53,6 +54,7 @@ def train(job: Job) -> dict[str, Any]:
         compile_blocks(model)
         if isinstance(reference := getattr(job.objective, "reference", None), Transformer):
             compile_blocks(reference)  # other kernels round otherwise: in bf16 the margin would not start at 0
+    KERNELS.clear()
     log = MetricsLog(job.folder, trackers=job.trackers)
     log.truncate_after(start)
     meter = Meter(job, state)
@@ -119,11 +121,16 @@ def train(job: Job) -> dict[str, Any]:
                     _save(job, optimizers, done, meter, saver, score, wait=asked or done == steps)
             if asked:
                 raise Interrupted(_saved_at(job, done))
+        try:
+            guard.close(steps)
+        except UserError as error:
+            raise UserError(f"{job.name}: {error}") from None
         if requests.stop():  # asked for during the last save: the stages after this one must not begin
             raise Interrupted(_saved_at(job, done))
     if optimizers.average is not None:
         optimizers.average.settle()  # checkpoints have the weights of the last step, the stage's model the average
-    return {**meter.summary(steps), "checkpoint_stall": saver.share()}
+    kernels = {"attention": ", ".join(sorted(KERNELS))} if KERNELS else {}  # none where no step was left to take
+    return {**meter.summary(steps), "checkpoint_stall": saver.share(), **kernels}
 
 
 def _saved_at(job: Job, done: int) -> str:
@@ -305,9 +312,8 @@ def _roll_back(job: Job, spike: Spike, meter: Meter, log: MetricsLog, saver: Sav
         checkpoint = job.start
     if checkpoint is None:
         raise UserError(
-            f"{job.name}: the loss spiked at step {spike.onset + 1} ({spike.losses[-1]:.4g}, usually "
-            f"{spike.usual:.4g}), and no sound checkpoint of at most {spike.begin} steps is left to go back to. Lower "
-            "the learning rate or raise warmup; if that loss is as it should be, set guard.enabled: false"
+            f"{job.name}: {spike.said()}, and no sound checkpoint of at most {spike.begin} steps is left to go back "
+            "to. Lower the learning rate or raise warmup; if that loss is as it should be, set guard.enabled: false"
         )
     job.warn(told(guard.decide(spike, checkpoint.step, what)))
     optimizers = Optimizers(job.model, job.section)

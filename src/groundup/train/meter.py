@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from groundup.console import duration
 from groundup.data.prefetch import Prefetched
-from groundup.errors import UserError
 from groundup.model.batch import Batch
 from groundup.model.flops import train_flops_per_token
 from groundup.train.advice import LOW_MFU, LOW_MFU_AFTER, low_mfu
@@ -15,6 +15,7 @@ from groundup.train.clock import Clock, shares
 from groundup.train.guard import Guard, planned_changes
 from groundup.train.job import Job
 from groundup.train.objective import BatchSource
+from groundup.train.trial import finite_weights, loss_now
 from groundup.train.vitals import peak_memory
 
 
@@ -26,7 +27,10 @@ class Meter:
         self.before: float = state.get("seconds", 0.0)
         self.loader: BatchSource = job.source  # `train` puts threads before it
         self.batches: list[Batch] = []  # of the last step
-        self.guard = Guard(job.section.guard, state.get("guard", {}), planned_changes(job.source))
+        trial = partial(loss_now, job) if getattr(job.source, "pure", False) else None
+        self.guard = Guard(
+            job.section.guard, state.get("guard", {}), planned_changes(job.source), trial, self._found_out
+        )
         self.clock = Clock(job.device)
         self.advised = False  # MFU was looked at
         self.spent: dict[str, float] = {}  # seconds by part, from the second row on: compiling is not what a run is
@@ -62,11 +66,17 @@ class Meter:
         self.bad += 1
         batch = f" ({self.job.describe(step)})" if self.job.describe else ""
         self.job.warn(f"step {step + 1} is not finite; skipped, weights untouched{batch}")
+        # Too many are the guard's: it has somewhere to go back to, or it raises. So are weights that are not finite:
+        # no later step can be.
         if self.bad >= self.job.section.max_bad_steps:
-            raise UserError(
-                f"{self.job.name}: {self.bad} steps in a row were not finite, up to step {step + 1}. Lower the "
-                "learning rate or use precision: fp32, and look at the batch of that step; checkpoints are kept"
-            )
+            self.guard.lost = ("steps", self.bad)
+        elif not finite_weights(self.job.model):
+            self.guard.lost = ("weights", self.bad)
+
+    def _found_out(self, text: str) -> None:
+        """By the guard, after the rollback that it is about was entered."""
+        self.job.warn(text)
+        self.guard.write(self.job.folder)
 
     def rate(self) -> float:
         (t0, n0), (t1, n1) = self.recent[0], self.recent[-1]
@@ -149,5 +159,6 @@ class Meter:
             out["tokens_per_second"] = round(self.tokens / seconds, 1)
             if self.job.peak_flops:
                 out["mfu"] = round(self.tokens / seconds * self.flops / self.job.peak_flops, 4)
+        self.guard.write(self.job.folder)  # the run may end among steps that are left out
         self.job.reporter.say(f"{self.job.name}: {steps} steps, {self.tokens:,} tokens in {duration(seconds)}")
         return out

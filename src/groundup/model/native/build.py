@@ -18,13 +18,24 @@ NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}  # what 
 OFF = "GROUNDUP_NATIVE"  # set to 0: torch's own kernels everywhere
 
 
-def cpu_flags() -> frozenset[str]:
-    """What this CPU can do, as Linux names it; empty elsewhere."""
+def _of_cpu(field: str) -> str:
+    """A field of /proc/cpuinfo, of the first CPU in it; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def cpu_flags() -> frozenset[str]:
+    """What this CPU can do, as Linux names it; empty elsewhere."""
+    return frozenset(_of_cpu("flags").split())
+
+
+@cache
+def cpu_vendor() -> str:
+    """AuthenticAMD, GenuineIntel or another's name; empty off Linux."""
+    return _of_cpu("vendor_id")
 
 
 def compiler() -> str | None:

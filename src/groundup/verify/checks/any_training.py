@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup.model.linear import Linear
 from groundup.verify import draw
 from groundup.verify.adapter import Adapter
 from groundup.verify.check import Measurement, NotApplicable, also, check, violations
@@ -303,7 +304,7 @@ def first_matrices_are_of_a_size(adapter: Adapter) -> Measurement:
                 continue
             std = float(piece.float().square().mean().sqrt())
             alike.setdefault(role(part), {})[part] = std
-            linear = type(owner) is nn.Linear or type(owner).__name__ == "Conv1D"  # a subclass may scale
+            linear = type(owner) in (nn.Linear, Linear) or type(owner).__name__ == "Conv1D"  # a subclass may scale
             fan_in = piece.shape[0 if type(owner).__name__ == "Conv1D" else -1]
             if linear and adapter.ids not in piece.shape and std * fan_in**0.5 > 4:
                 found.append(f"{part}: std {std:.3g}, times sqrt({fan_in}) {std * fan_in**0.5:.3g}")

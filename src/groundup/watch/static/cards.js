@@ -69,7 +69,9 @@ export function troubles(run, stage) {
 export function told(event) {
   if (event.rollback === undefined) return Object.entries(event).map(([key, value]) => `${key.replaceAll("_", " ")} ${JSON.stringify(value)}`).join(", ");
   const passed = (event.passed_over ?? []).map(([first, last]) => `${first} to ${last}`).join(" and ");
-  return `rollback ${event.rollback}: loss ${short(event.usual_loss)} → ${short((event.losses ?? []).at(-1))} at steps ${event.onset} to ${event.seen}; `
+  const lost = event.not_finite === "weights" ? "weights not finite" : `${event.steps_lost} steps not finite`;
+  const trouble = event.not_finite ? lost : `loss ${short(event.usual_loss)} → ${short((event.losses ?? []).at(-1))}`;
+  return `rollback ${event.rollback}: ${trouble} at steps ${event.onset} to ${event.seen}; `
     + `back to step ${event.back_to}, learning rate × ${event.rate_factor}, steps ${passed} passed over`;
 }
 
