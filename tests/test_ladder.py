@@ -213,6 +213,7 @@ def test_one_vocabulary_for_all(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # opening writes nothing
 
 
+@pytest.mark.full
 def test_isoflop(tmp_path: Path) -> None:
     """Bugs: budgets in tokens and not in FLOPs; a parabola through rungs of another budget."""
     arguments = ("--sizes", "1x16x2,1x32x2,1x48x3", "--isoflop", "1e10,2e10", "--hold-out", "none", *SETTINGS)

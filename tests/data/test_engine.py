@@ -122,6 +122,7 @@ def test_one_worker_is_this_process() -> None:
     assert isinstance(found := engine("local", 0), Local) and found.workers == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.full
 def test_ray_runs_the_same_jobs_and_outlives_a_killed_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: on Ray results in another order, a part lost with its worker, or a user's mistake as a Ray traceback."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed").shutdown()  # another test may have begun one

@@ -259,3 +259,19 @@ def test_a_model_without_blocks_has_masks() -> None:
     model = Transformer(replace(CONFIG, n_layers=2))
     model.blocks = nn.ModuleList()
     assert BlockMasks(model)(torch.zeros(1, 8, dtype=torch.int32), torch.arange(8)[None], None, False) is not None
+
+
+@pytest.mark.full
+def test_many_kinds_of_batches_stay_compiled(as_on_cuda: list[Facts], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: blocks and no mask, windows or not, with gradients or not, by two models: past the compiler's limit of eight
+    graphs a block runs uncompiled, and FlexAttention keeps all its scores."""
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    models = [init_weights(Transformer(replace(CONFIG, window=64, window_pattern="LG")), seed) for seed in (0, 1)]
+    for model in models:
+        compile_blocks(model)
+    for count in (3, 2):
+        for documents in (rows(0, T)[:count], torch.zeros(count, T, dtype=torch.int32)):
+            for number, model in enumerate(models):
+                with torch.set_grad_enabled(number == 0):
+                    tokens, positions = torch.zeros(count, T, dtype=torch.long), torch.arange(T).expand(count, T)
+                    assert bool(model(tokens, documents=documents, positions=positions).isfinite().all())

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from model_shapes import build, tokens
 
+from groundup.model.config import ModelConfig
+from groundup.model.init import init_weights
 from groundup.model.linear import Linear
 from groundup.model.loss import CHUNK_BYTES, cross_entropy_sum
 from groundup.model.native import build as building
 from groundup.model.native import matmul as native
+from groundup.model.transformer import Transformer
 from groundup.train.precision import autocast, compile_blocks
 from groundup.train.recompute import KEPT, recompute_blocks
 
@@ -184,3 +187,25 @@ def test_a_model_trains_as_with_torchs_products(mode: str, monkeypatch: pytest.M
 def test_selective_recomputation_keeps_its_products() -> None:
     """Bug: `recompute: selective` keeps torch's products and computes these a second time."""
     assert "groundup::linear" in KEPT
+
+
+@needs_amd
+def test_forward_mode_is_left_to_torch() -> None:
+    """Bug: torch.func.jvp gets tangents of 0, without a word."""
+    layer, x = Linear(64, 64, bias=False), torch.randn(300, 64)
+    _, tangent = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, torch.ones_like(x) @ layer.weight.T)
+
+
+@needs_amd
+def test_hidden_states_laid_out_by_columns() -> None:
+    """Bug: the gradient's buffer takes over the strides of hidden states by columns, and an assertion ends the run."""
+    model = init_weights(Transformer(ModelConfig(96, 32, 1, 2, 1, 16, 64, 64)), 0)
+    by_columns = torch.randn(32, 512, generator=torch.Generator().manual_seed(3)).t()[None]
+    targets = torch.arange(512)[None] % 96
+    found = []
+    for hidden in (by_columns, by_columns.contiguous()):
+        leaf = hidden.detach().as_strided(hidden.shape, hidden.stride()).requires_grad_()
+        cross_entropy_sum(model, leaf, targets)[0].backward()
+        found.append(leaf.grad)
+    torch.testing.assert_close(*found)

@@ -402,3 +402,11 @@ def test_few_checkpoints_are_enough(tmp_path, recovered):
     made = weights_after(plain(tmp_path, save_every=1, keep_checkpoints=1))
     assert same(made, recovered[plain][0])
     assert len(checkpoints(tmp_path / "checkpoints")) <= 3
+
+
+def test_data_that_never_fit_again_end_the_run_with_an_error(tmp_path):
+    """Bug: every step to the end is left out, and a run that learned nothing for most of its length reports success."""
+    section = {"window": 100, "patience": 5}
+    for _ in range(2):  # the same command again says the same
+        with pytest.raises(UserError, match="steps were left out, the last ones among them"):
+            train(job(tmp_path, Chain(seed=7, nans=range(60, 999)), nan_where_told, steps=160, guard=section))

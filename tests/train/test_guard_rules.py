@@ -278,3 +278,17 @@ def test_the_recipe_refuses_what_makes_no_sense():
     with pytest.raises(ValidationError, match="more than a quarter of window"):
         PretrainSection(guard={"window": 20, "patience": 6})
     assert PretrainSection().guard.enabled
+
+
+def test_hurt_weights_find_fault_with_any_data():
+    """Bug: damage done long before the spike is put on the data, since nothing fits the hurt weights; good data go."""
+    guard, _, _ = tried(range(97, 107))
+    assert all(guard.passes_over(step) for step in range(97, 105))
+    assert guard.course.events[-1]["fault"] == "weights"
+
+
+def test_a_verdict_is_told_once():
+    """Bug: each step that fits and is not finite is followed by the same warning again."""
+    guard, told, _ = tried(range(100, 103))
+    assert [guard.passes_over(step) for step in range(97, 105)] == [False] * 3 + [True] * 3 + [False] * 2
+    assert len([one for one in told if "at fault" in one]) == 1

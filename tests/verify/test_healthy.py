@@ -63,6 +63,7 @@ def test_variant_passes_everything(name: str, optimizer: str, subject: Callable[
     assert_passes(run_checks(subject(model=VARIANTS[name], pretrain={"optimizer": optimizer}), only=checks_of()))
 
 
+@pytest.mark.full
 def test_presets_pass_the_models_checks() -> None:
     """The recipes that are shipped; those whose micro models are alike, once."""
     alike: dict[str, Subject] = {}

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
 from groundup.errors import UserError
-from groundup.verify import verify
+from groundup.verify import Adapter, verify
 from groundup.verify.fault import FAULTS, swapped
 from groundup.verify.faults.any_model import _HEADS, _LLAMA, TINY, of, tiny
 from groundup.verify.hf import definition, of_transformers
@@ -275,3 +275,33 @@ def quiet() -> Iterator[None]:
 
     with swapped(logging.get_logger("transformers"), warning=lambda *_, **__: None):
         yield
+
+
+def test_a_layer_of_ones_own_may_scale_its_weights() -> None:
+    """Bug: weights drawn at 1 and scaled in use (arXiv 1710.10196) are found too large, by the class's name."""
+
+    class Linear(nn.Linear):
+        def __init__(self, d_in: int, d_out: int) -> None:
+            super().__init__(d_in, d_out, bias=False)
+            nn.init.normal_(self.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, self.weight * self.in_features**-0.5)
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up, self.down = nn.Embedding(97, 64), Linear(64, 128), Linear(128, 64)
+            self.head = nn.Linear(64, 97, bias=False)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.embed(tokens)
+            return self.head(x + self.down(torch.relu(self.up(x))))  # type: ignore[no-any-return]
+
+    def target(seed: int = 0) -> Adapter:
+        torch.manual_seed(seed)
+        model = Small()
+        return Adapter(model, logits=model, vocab_size=97, context=64, fresh=target)
+
+    (result,) = run_checks(target(), only=("first-matrices-are-of-a-size",))
+    assert not result.failed and result.note.find("Error") < 0, result

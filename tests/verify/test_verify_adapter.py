@@ -188,6 +188,7 @@ def test_the_page_prints_what_the_command_prints(tmp_path: Path, monkeypatch: py
     assert broken.code == 1 and rows(broken.out) == rows(PRINTED[1]) == [("FAIL", "causality")]
 
 
+@pytest.mark.full
 def test_the_pages_pytest_use(tmp_path: Path) -> None:
     """assert_verified in a test file, and one item a check without any; a broken model fails both."""
     (tmp_path / "mygpt.py").write_text(CODE[0])
