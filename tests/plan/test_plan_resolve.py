@@ -14,7 +14,7 @@ from groundup.errors import UserError
 from groundup.model.count import count
 from groundup.model.transformer import Transformer
 from groundup.plan.host import Host, has_fast_bf16, matmul_rate, this_host
-from groundup.plan.resolve import d_ff, model_config, resolve
+from groundup.plan.resolve import cpu_tokens_per_forward, d_ff, model_config, resolve
 from groundup.recipe.load import load_recipe, parse_recipe
 from groundup.recipe.schema import Recipe
 
@@ -160,3 +160,9 @@ def test_plan_names_every_missing_file_of_a_preset(tmp_path: Path, monkeypatch: 
     assert result.code == 2
     assert "text/enwiki: no such file or folder" in result.err
     assert f"GROUNDUP_DATA is {tmp_path / 'nowhere'}, which is no folder" in result.err
+
+
+def test_wide_models_take_fewer_tokens_at_once_on_a_cpu() -> None:
+    """Bug: activations of a wide model take memory its products do not need; or a narrow one pays for its calls."""
+    found = [cpu_tokens_per_forward(width) for width in (64, 256, 257, 512, 513, 640, 4096, 5_000_000)]
+    assert found == [16_384, 16_384, 8_192, 8_192, 4_096, 4_096, 4_096, 4_096]

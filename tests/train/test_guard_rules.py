@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from groundup.errors import UserError
 from groundup.recipe.ramp import BatchSizes
 from groundup.recipe.schema import GrpoSection, GuardSection, PretrainSection
-from groundup.train.guard import Guard, Spike, planned_changes, told
+from groundup.train.guard import Guard, Spike, planned_changes, reach, told
 
 SECTION = GuardSection(window=40, patience=3)
 
@@ -208,6 +208,21 @@ def test_steps_lost_are_a_spike():
     event = guard.decide(spike, 90, "documents a")
     assert json.loads(json.dumps(event, allow_nan=False)) == event
     assert "4 steps in a row were not finite, up to step 104; back to step 90" in told(event)
+
+
+def test_a_loss_that_rises_and_is_then_lost_began_where_it_rose():
+    """Bug: the way back ends inside the damage, at the first step that is not finite."""
+    guard, spike = fed([*calm(100), 8.0])
+    assert spike is None and guard.high
+    found = skipped(guard, 104, ("steps", 4))
+    assert (found.onset, found.begin) == (100, 97)
+
+
+def test_a_rollback_reaches_back_over_the_steps_that_are_lost():
+    """Bug: retention deletes what a rollback after a long row of steps that are not finite would go back to."""
+    few, many = (PretrainSection(steps=1000, max_bad_steps=count, guard=SECTION) for count in (10, 120))
+    assert reach(many) - reach(few) == 110 and reach(few) > SECTION.window
+    assert reach(PretrainSection(steps=1000, guard={"enabled": False})) is None
 
 
 def test_weights_lost_are_a_spike_where_there_is_a_way_back():

@@ -62,9 +62,8 @@ class Course:
     rates: list[list[float]] = field(default_factory=list)  # [from step, factor of the rate, step of its first rise]
     passed_over: list[list[int]] = field(default_factory=list)  # ranges [begin, end) of steps
     events: list[dict[str, Any]] = field(default_factory=list)
-    planned: list[list[int]] = field(
-        default_factory=list
-    )  # ranges to pass over unless the data are at fault; then none
+    # Ranges to pass over unless the data are at fault; then none
+    planned: list[list[int]] = field(default_factory=list)
 
     @property
     def fault(self) -> str:
